@@ -1,0 +1,59 @@
+"""Fixtures that several test modules share: the servers under test.
+
+`daemon` runs each test against this daemon and, where TSUPERVISE_REFERENCE names a `codex` binary,
+against the reference too; a test marked `ours_only(reason)` shows a promise that the reference does not
+keep, or a part that it does not have. Servers live for the whole session of tests: a test that ends,
+floods or configures one starts its own through `daemons.start_daemon`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from daemons import REFERENCE, Daemon, start_daemon
+
+TARGETS = ("ours", "reference") if REFERENCE else ("ours",)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--profile",
+        choices=("short", "long"),
+        default="short",
+        help="short: what CI runs; long: the big numbers as well",
+    )
+
+
+@pytest.fixture(scope="session")
+def long_profile(pytestconfig: pytest.Config) -> bool:
+    """Whether --profile=long was asked for."""
+    return pytestconfig.getoption("--profile") == "long"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "target" in metafunc.fixturenames:
+        ours_only = metafunc.definition.get_closest_marker("ours_only")
+        metafunc.parametrize("target", TARGETS[:1] if ours_only else TARGETS, scope="session")
+
+
+@pytest.fixture(scope="session")
+def shared_daemons(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Daemon]]:
+    """The session's servers by target, started when first asked for."""
+    started: dict[str, Daemon] = {}
+    yield started
+    codes = {target: daemon.stop() for target, daemon in started.items()}
+    assert codes.get("ours", 0) == 0, f"the daemon ended with {codes['ours']}"
+
+
+@pytest.fixture
+def daemon(
+    target: str, shared_daemons: dict[str, Daemon], tmp_path_factory: pytest.TempPathFactory
+) -> Daemon:
+    """A running server of the kind under test, shared by the session's tests."""
+    running = shared_daemons.get(target)
+    if running is None or running.process.poll() is not None:
+        log = tmp_path_factory.getbasetemp() / f"{target}.log"
+        running = shared_daemons[target] = start_daemon(target, stderr=log)
+    return running
