@@ -1,0 +1,113 @@
+"""What lies between a door and a connection: whole messages, in order, and nothing of how they travel.
+
+A WebSocket, a pair of stdio pipes and a pair of queues in one process are the same thing above this line.
+`MessageChannel` is what both ends need; `ServerChannel` adds what only the server asks of a door.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from typing import Protocol
+
+import trio
+
+
+class CloseCode(IntEnum):
+    """Why a connection is closed, in the numbers of WebSocket close frames (RFC 6455, 7.4.1)."""
+
+    NORMAL = 1000
+    GOING_AWAY = 1001
+    """The server is shutting down."""
+    PROTOCOL_ERROR = 1002
+    INVALID_TEXT = 1007
+    POLICY_VIOLATION = 1008
+    """A well-formed message that must never be sent, or a peer that let the connection starve."""
+    TOO_BIG = 1009
+
+
+class MessageChannel(Protocol):
+    """Whole messages in both directions. One task receives, one task sends."""
+
+    async def receive(self) -> Sequence[bytes]:
+        """Wait for messages; return at least one, in order, or () once the peer has ended or is gone."""
+        ...
+
+    async def send(self, messages: Sequence[bytes]) -> None:
+        """Send messages, in order; a cancelled send ends the channel, for half a message may be out.
+
+        Raises:
+            trio.BrokenResourceError: the peer is gone.
+        """
+        ...
+
+    async def aclose(self, code: CloseCode, reason: str) -> None:
+        """Tell the peer why, if the channel can, and close. Bounded in time, safe to call twice."""
+        ...
+
+
+class ServerChannel(MessageChannel, Protocol):
+    """A channel as a door hands it to a connection."""
+
+    @property
+    def label(self) -> str:
+        """The door and the peer, for the answer to a malformed message."""
+        ...
+
+    def set_waker(self, wake: Callable[[], None]) -> None:
+        """`wake` is called when the channel has something of its own to send: call `send(())` then."""
+        ...
+
+    async def keep_alive(self) -> None:
+        """Watch over the peer; return when it must be taken for gone."""
+        ...
+
+    async def is_alive(self, within_s: float) -> bool:
+        """Ask the peer for a sign of life and wait for any byte, at most `within_s` seconds."""
+        ...
+
+
+class MemoryChannel:
+    """One end of a channel inside this process. Made by `memory_channels`."""
+
+    label = "JSON-RPC message from exec-server in this process"
+
+    def __init__(
+        self,
+        incoming: trio.MemoryReceiveChannel[Sequence[bytes]],
+        outgoing: trio.MemorySendChannel[Sequence[bytes]],
+    ) -> None:
+        self._incoming = incoming
+        self._outgoing = outgoing
+
+    async def receive(self) -> Sequence[bytes]:
+        try:
+            return await self._incoming.receive()
+        except (trio.EndOfChannel, trio.ClosedResourceError):
+            return ()
+
+    async def send(self, messages: Sequence[bytes]) -> None:
+        if messages:
+            await self._outgoing.send(messages)
+
+    async def aclose(self, code: CloseCode, reason: str) -> None:
+        self._incoming.close()
+        self._outgoing.close()
+        await trio.lowlevel.checkpoint()
+
+    def set_waker(self, wake: Callable[[], None]) -> None:
+        """It never has anything of its own to send."""
+
+    async def keep_alive(self) -> None:
+        await trio.sleep_forever()
+
+    async def is_alive(self, within_s: float) -> bool:
+        await trio.lowlevel.checkpoint()
+        return True
+
+
+def memory_channels() -> tuple[MemoryChannel, MemoryChannel]:
+    """Two joined ends. A send waits until the other end receives: nothing is buffered in between."""
+    to_left, from_right = trio.open_memory_channel[Sequence[bytes]](0)
+    to_right, from_left = trio.open_memory_channel[Sequence[bytes]](0)
+    return MemoryChannel(from_right, to_right), MemoryChannel(from_left, to_left)
