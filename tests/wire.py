@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import trio
 import trio_websocket
@@ -232,10 +233,14 @@ def env_policy(inherit: str = "none", **fields: Any) -> Mapping[str, Any]:
 @asynccontextmanager
 async def connect(url: str, *, handshake: bool = True, resume: str | None = None) -> AsyncGenerator[Peer]:
     """Open a connection, do the handshake unless told otherwise, and drop it at the end of the block."""
-    async with trio.open_nursery() as nursery:
+    address = urlsplit(url)
+    with trio.fail_after(PATIENCE_S):
+        stream = await trio.open_tcp_stream(address.hostname or "", address.port or 80)
+    # The library leaves its socket open when the server ends the stream without a close frame.
+    async with stream, trio.open_nursery() as nursery:
         with trio.fail_after(PATIENCE_S):
-            ws = await trio_websocket.connect_websocket_url(
-                nursery, url, max_message_size=256 << 20, message_queue_size=64
+            ws = await trio_websocket.wrap_client_stream(
+                nursery, stream, address.netloc, "/", max_message_size=256 << 20, message_queue_size=64
             )
         peer = Peer(ws)
         nursery.start_soon(peer.read)

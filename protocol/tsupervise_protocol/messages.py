@@ -30,7 +30,7 @@ class InitializeParams(Message, frozen=True):
 
 class ShellInfo(Message, frozen=True):
     name: str
-    """What kind of shell: `bash`, `zsh`, `sh`, `pwsh`."""
+    """What kind of shell: `bash`, `zsh`, `sh`, `powershell`."""
     path: str
 
 

@@ -1,0 +1,91 @@
+"""The environment of a child: made from the server's own by a policy, and overlaid by the request.
+
+Pure: what may be inherited is passed in, so nothing here reads the process that it runs in.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+from tsupervise_protocol.messages import EnvPolicy
+
+CORE_NAMES = (
+    "PATH",
+    "SHELL",
+    "TMPDIR",
+    "TEMP",
+    "TMP",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    "LOGNAME",
+    "USER",
+)
+"""What `inherit: core` keeps: where programs, files and the user are, and the locale."""
+
+DEFAULT_EXCLUDES = ("*KEY*", "*SECRET*", "*TOKEN*")
+"""Names that tend to hold credentials; not inherited unless the policy says so."""
+
+
+def child_environment(
+    env: Mapping[str, str], policy: EnvPolicy | None, inherited: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the exact environment of a child.
+
+    Patterns match a whole name in any case; `*` is any run of characters, `?` is one, all else is literal.
+
+    Args:
+        env: always part of the result as it is, whatever the policy says.
+        policy: what to take from `inherited`, and what to add; without one the result is `env` alone.
+        inherited: the server's own environment.
+    """
+    if policy is None:
+        return dict(env)
+    result = _inherit(policy, inherited)
+    # Between the two filters: the excludes are about what is inherited, the includes about all of it.
+    result.update(policy.set)
+    if policy.include_only:
+        included = _matcher(policy.include_only)
+        result = {name: value for name, value in result.items() if included(name)}
+    result.update(env)
+    return result
+
+
+def _inherit(policy: EnvPolicy, inherited: Mapping[str, str]) -> dict[str, str]:
+    if policy.inherit == "none":
+        return {}
+    offered = _matcher(CORE_NAMES if policy.inherit == "core" else ["*"])
+    excluded = _matcher(
+        policy.exclude if policy.ignore_default_excludes else [*DEFAULT_EXCLUDES, *policy.exclude]
+    )
+    return {name: value for name, value in inherited.items() if offered(name) and not excluded(name)}
+
+
+def _matcher(patterns: Iterable[str]) -> Callable[[str], object]:
+    # fnmatch makes expressions that never backtrack into an earlier `*`, so that no pattern of a client's
+    # can hold the event loop. Its brackets are disarmed: a set of one bracket.
+    expressions = (fnmatch.translate(pattern.replace("[", "[[]")) for pattern in patterns)
+    # The first alternative never matches: without patterns, nothing does.
+    return re.compile("|".join(["(?!)", *expressions]), re.IGNORECASE).fullmatch
+
+
+def own_environment() -> dict[str, str]:
+    """The environment that this process was started with.
+
+    Not os.environ as it is: a Python that is started without a locale puts LC_CTYPE into it, and children would
+    inherit what no operator has set.
+    """
+    environ = dict(os.environ)
+    if "LC_CTYPE" in environ:
+        try:
+            with open("/proc/self/environ", "rb") as file:
+                initial = file.read().split(b"\0")
+        except OSError:
+            return environ
+        if not any(entry.startswith(b"LC_CTYPE=") for entry in initial):
+            del environ["LC_CTYPE"]
+    return environ

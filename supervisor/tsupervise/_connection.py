@@ -1,0 +1,291 @@
+"""One peer: receive its messages, put its requests in order, reply, push events. It dies with its channel.
+
+A connection owns the requests that wait and nothing else; processes belong to the session that it holds.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+
+import trio
+
+from tsupervise_protocol.codec import (
+    Notification,
+    Request,
+    decode_from_client,
+    encode_error,
+    encode_malformed,
+    encode_result,
+)
+from tsupervise_protocol.errors import ErrorCode, MalformedMessage, ProtocolViolation, RpcError
+from tsupervise_protocol.handshake import Handshake
+from tsupervise_protocol.messages import METHODS, Message
+
+from ._channel import CloseCode, ServerChannel
+from ._handlers import ROWS, Row
+from ._outbox import Outbox
+from ._session import Session
+from ._supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+MAX_OPEN_REQUESTS = 2_048
+"""Requests of one connection that may wait at a time. Clients of this protocol stop at 1,025."""
+
+PROBE_S = 2.0
+"""How long a peer may be silent when another connection asks for its session, in seconds."""
+
+FAREWELL_S = 1.0
+"""How long answers that are due, and the reason for the close, may take to be sent, in seconds."""
+
+
+@dataclass(slots=True)
+class _Lane:
+    """Requests that wait for the one that holds their lane."""
+
+    holder: str
+    waiting: deque[tuple[Request, Row]] = field(default_factory=deque[tuple[Request, Row]])
+
+
+class Connection:
+    """One peer at one channel. `run` is its whole life."""
+
+    def __init__(self, supervisor: Supervisor, channel: ServerChannel) -> None:
+        self.supervisor = supervisor
+        self.outbox = Outbox()
+        self._channel = channel
+        self._handshake = Handshake()
+        self._session: Session | None = None
+        self._lanes: dict[str, _Lane] = {}
+        self._open_requests = 0
+        self._scope = trio.CancelScope()
+        self._requests: trio.Nursery | None = None
+        self._challenged = False
+        self.violated = False
+        """Whether the peer broke the protocol and was sent away for it."""
+        # What the peer is told if nothing else ends the connection first.
+        self._farewell = (CloseCode.GOING_AWAY, "the server is shutting down")
+
+    @property
+    def session(self) -> Session:
+        session = self._session
+        assert session is not None, "the handshake lets no method through before there is a session"
+        if session.holder is not self:
+            raise RpcError(
+                ErrorCode.INVALID_REQUEST,
+                f"session {session.session_id} has been resumed by another connection",
+            )
+        return session
+
+    async def open_session(self, resume: str | None) -> Session:
+        self._session = await self.supervisor.open_session(self, resume)
+        return self._session
+
+    async def run(self) -> None:
+        """Serve the peer until it leaves, breaks the protocol or must be taken for gone; then close."""
+        self._channel.set_waker(self.outbox.wake)
+        try:
+            with self._scope:
+                # Children of this nursery: the sending task and the watch over the peer.
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._send_messages)
+                    nursery.start_soon(self._watch_peer)
+                    # Children of this one: requests that wait, and lanes.
+                    async with trio.open_nursery() as self._requests:
+                        await self._receive_messages()
+                        self._requests.cancel_scope.cancel()
+                    # Requests are over, so nothing of this connection can touch the session any more.
+                    self._let_go()
+                    with trio.move_on_after(FAREWELL_S):
+                        await self.outbox.wait_until_empty()
+                    nursery.cancel_scope.cancel()
+        finally:
+            self._let_go()
+            with trio.move_on_after(FAREWELL_S, shield=True):
+                await self._channel.aclose(*self._farewell)
+
+    def _let_go(self) -> None:
+        if self._session is not None:
+            self._session.detach(self)
+
+    def _end(self, code: CloseCode, reason: str) -> None:
+        self._farewell = (code, reason)
+        self._scope.cancel()
+
+    # --- the peer --------------------------------------------------------------------------------
+
+    async def _send_messages(self) -> None:
+        """The only task that sends, so that messages are whole and in order."""
+        try:
+            while True:
+                await self.outbox.wait()
+                await self._channel.send(self.outbox.take())
+        except trio.BrokenResourceError:
+            self._end(CloseCode.GOING_AWAY, "the peer is gone")
+
+    async def _watch_peer(self) -> None:
+        await self._channel.keep_alive()
+        log.info("a peer has not answered pings and is taken for gone")
+        self._end(CloseCode.POLICY_VIOLATION, "no answer to pings")
+
+    def challenge(self) -> None:
+        if not self._challenged and self._requests is not None:
+            self._challenged = True
+            self._requests.start_soon(self._meet_challenge)
+
+    async def _meet_challenge(self) -> None:
+        alive = await self._channel.is_alive(PROBE_S)
+        self._challenged = False
+        if not alive:
+            log.info("a silent peer loses its session to another connection")
+            self._end(CloseCode.POLICY_VIOLATION, "silent while another connection asked for the session")
+
+    async def _receive_messages(self) -> None:
+        while messages := await self._channel.receive():
+            for message in messages:
+                try:
+                    await self._take_message(message)
+                except MalformedMessage as error:
+                    self.outbox.reply(encode_malformed(self._channel.label, str(error)))
+                except ProtocolViolation as violation:
+                    self.violated = True
+                    self._farewell = (CloseCode.POLICY_VIOLATION, str(violation))
+                    return
+            # A peer that asks and does not read the answers: its next requests wait, too.
+            await self.outbox.wait_for_reply_room()
+        self._farewell = (CloseCode.NORMAL, "")
+
+    # --- its requests ----------------------------------------------------------------------------
+
+    async def _take_message(self, data: bytes) -> None:
+        message = decode_from_client(data)
+        if isinstance(message, Notification):
+            self._handshake.check_notification(message.method)
+            return
+        row = ROWS.get(message.method)
+        if row is None:
+            assert message.fault is not None, "every method of the protocol has a row"
+            self._fail(message, message.fault)
+            return
+        try:
+            self._handshake.check_request(message.method, METHODS[message.method].family)
+            if message.fault is not None:
+                raise message.fault
+        except RpcError as error:
+            self._fail(message, error)
+            return
+        if row.inline:
+            outcome = self._begin(message, row)
+            if outcome is not None and await self._finish(message, outcome):
+                self._handshake.initialize_succeeded()
+            return
+        self._take_request(message, row)
+
+    def _take_request(self, request: Request, row: Row) -> None:
+        """Handle a request at once, or let it wait for its turn. Never waits itself."""
+        lane_name = row.lane(request.params) if row.lane is not None else None
+        lane = self._lanes.get(lane_name) if lane_name is not None else None
+        if lane is not None and lane.holder not in row.overtakes:
+            if self._has_room_for(request):
+                lane.waiting.append((request, row))
+            return
+        outcome = self._begin(request, row)
+        if outcome is None:
+            return
+        assert self._requests is not None, "requests come while the connection runs"
+        if not self._has_room_for(request):
+            _abandon(outcome)
+        elif lane_name is not None and row.holds_lane:
+            self._lanes[lane_name] = _Lane(request.method)
+            self._requests.start_soon(self._run_lane, lane_name, request, outcome)
+        else:
+            self._requests.start_soon(self._finish_one, request, outcome)
+
+    def _has_room_for(self, request: Request) -> bool:
+        if self._open_requests < MAX_OPEN_REQUESTS:
+            self._open_requests += 1
+            return True
+        text = f"{MAX_OPEN_REQUESTS} requests of this connection wait already: wait for answers first"
+        self._fail(request, RpcError(ErrorCode.TOO_MANY_REQUESTS, text))
+        return False
+
+    def _begin(self, request: Request, row: Row) -> Awaitable[Message] | None:
+        """Run a handler; reply if it has answered, else return what is to be awaited."""
+        try:
+            outcome = row.handler(self, request.params)
+        except RpcError as error:
+            self._fail(request, error)
+        except Exception:
+            self._fail_inside(request)
+        else:
+            if not isinstance(outcome, Message):
+                return outcome
+            self.outbox.reply(encode_result(request.id, outcome))
+        return None
+
+    async def _finish(self, request: Request, outcome: Awaitable[Message]) -> bool:
+        """Await an answer and reply; returns whether it was a good one."""
+        try:
+            result = await outcome
+        except RpcError as error:
+            self._fail(request, error)
+        except Exception:
+            self._fail_inside(request)
+        else:
+            self.outbox.reply(encode_result(request.id, result))
+            return True
+        return False
+
+    async def _finish_one(self, request: Request, outcome: Awaitable[Message]) -> None:
+        await self._finish(request, outcome)
+        self._open_requests -= 1
+
+    async def _run_lane(self, name: str, request: Request, outcome: Awaitable[Message]) -> None:
+        """Finish the request that holds the lane, then those that came behind it, in order."""
+        lane = self._lanes[name]
+        await self._finish_one(request, outcome)
+        while lane.waiting:
+            request, row = lane.waiting.popleft()
+            following = self._begin(request, row)
+            if following is None:
+                self._open_requests -= 1
+            elif row.holds_lane:
+                lane.holder = request.method
+                self._let_overtake(lane)
+                await self._finish_one(request, following)
+            else:
+                assert self._requests is not None, "requests come while the connection runs"
+                self._requests.start_soon(self._finish_one, request, following)
+        del self._lanes[name]
+
+    def _let_overtake(self, lane: _Lane) -> None:
+        """The lane has a new holder: who does not wait for this one goes ahead."""
+        assert self._requests is not None, "requests come while the connection runs"
+        ahead = [waiting for waiting in lane.waiting if lane.holder in waiting[1].overtakes]
+        for waiting in ahead:
+            lane.waiting.remove(waiting)
+            request, row = waiting
+            outcome = self._begin(request, row)
+            if outcome is None:
+                self._open_requests -= 1
+            else:
+                self._requests.start_soon(self._finish_one, request, outcome)
+
+    def _fail(self, request: Request, error: RpcError) -> None:
+        self.outbox.reply(encode_error(request.id, error.code, error.message))
+
+    def _fail_inside(self, request: Request) -> None:
+        # A bug of ours. The peer learns that it is none of its own; the log has the rest.
+        log.exception("%s failed inside the server", request.method)
+        text = f"{request.method} failed inside the server; its log says why"
+        self._fail(request, RpcError(ErrorCode.INTERNAL_ERROR, text))
+
+
+def _abandon(outcome: Awaitable[Message]) -> None:
+    """Drop what will not be awaited, without a warning that it was not."""
+    close = getattr(outcome, "close", None)
+    if close is not None:
+        close()

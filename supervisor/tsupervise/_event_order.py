@@ -1,0 +1,131 @@
+"""The events of one process, put back in order and kept for a while. Pure: no trio, no I/O.
+
+Events are numbered from 1 without holes, but may arrive in any order and more than once. `EventOrder`
+publishes each once, in order, and keeps the last of them for readers who bring their own position; a
+reader who has fallen behind what is kept asks the server for the rest, see `fill_hole`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from itertools import islice
+
+from .events import Closed, Event, Exited, Lost, Output
+
+MAX_EVENTS = 256
+"""Early events that wait for their turn, and published events that are kept: so many of each."""
+
+MAX_BYTES = 1 << 20
+"""The output among the early events, and among the kept ones: so many bytes of each."""
+
+
+class EventOverflow(Exception):
+    """More events came out of order than can be held; the process cannot be followed any further."""
+
+
+def _size_of(event: Event) -> int:
+    """The bytes that an event counts for."""
+    return len(event.data) if isinstance(event, Output) else 0
+
+
+class EventOrder:
+    """See the module. `last` is the highest published number, `first` the lowest that is kept."""
+
+    __slots__ = ("_early", "_early_bytes", "_kept", "_kept_bytes", "closed", "exited", "last")
+
+    def __init__(self) -> None:
+        self.last = 0
+        self.exited: Exited | None = None
+        """The exit once it is published; it is known for good, however long the history."""
+        self.closed = False
+        self._early: dict[int, Event] = {}
+        self._early_bytes = 0
+        self._kept: deque[Event] = deque()
+        self._kept_bytes = 0
+
+    @property
+    def first(self) -> int:
+        return self.last - len(self._kept) + 1
+
+    def insert(self, event: Output | Exited | Closed) -> bool:
+        """Take an event as it arrives; return whether anything was published by it.
+
+        Duplicates, and whatever comes after the close, are dropped.
+
+        Raises:
+            EventOverflow: no room for an event that came too early, or an event that is too large at all.
+        """
+        seq = event.seq
+        if self.closed or seq <= self.last or seq in self._early:
+            return False
+        size = _size_of(event)
+        if size > MAX_BYTES:
+            raise EventOverflow(f"event {seq} carries {size} bytes, more than the {MAX_BYTES} of any event")
+        if seq != self.last + 1:
+            if len(self._early) >= MAX_EVENTS or self._early_bytes + size > MAX_BYTES:
+                raise EventOverflow(
+                    f"event {seq} came before event {self.last + 1}, and there is no room left to keep it: "
+                    f"{len(self._early)} events with {self._early_bytes} bytes wait already"
+                )
+            self._early[seq] = event
+            self._early_bytes += size
+            return False
+        self._publish(event)
+        while not self.closed and (following := self._early.pop(self.last + 1, None)) is not None:
+            self._early_bytes -= _size_of(following)
+            self._publish(following)
+        return True
+
+    def _publish(self, event: Event) -> None:
+        self.last = event.seq
+        self._kept.append(event)
+        self._kept_bytes += _size_of(event)
+        while len(self._kept) > MAX_EVENTS or self._kept_bytes > MAX_BYTES:
+            self._kept_bytes -= _size_of(self._kept.popleft())
+        if isinstance(event, Exited):
+            self.exited = event
+        elif isinstance(event, Closed):
+            self.closed = True
+            self._early.clear()
+
+    def after(self, seq: int) -> Event | None:
+        """The event that follows number `seq`; None if it is still to come. It must not be a hole."""
+        assert not self.has_hole_after(seq), "the hole is filled first"
+        return self._kept[seq + 1 - self.first] if seq < self.last else None
+
+    def bytes_after(self, seq: int) -> int:
+        """The kept output with numbers above `seq`, in bytes. The cost grows with the events it spans."""
+        return sum(_size_of(event) for event in islice(reversed(self._kept), max(0, self.last - seq)))
+
+    def has_hole_after(self, seq: int) -> bool:
+        """Whether events that follow number `seq` are kept no more."""
+        return seq + 1 < self.first
+
+    def fill_hole(self, seq: int, retained: Iterable[Output], next_seq: int) -> list[Event]:
+        """What lies between number `seq` and `first`, from an answer to `process/read` after `seq`.
+
+        The answer may end before the hole does, if more was published meanwhile: then the rest stays one.
+
+        Args:
+            retained: the answer's chunks, ascending.
+            next_seq: the answer's `nextSeq`; a `first` in its place gives up on all that is missing.
+
+        Returns:
+            At least one event, ascending, without gaps: what nobody has is told as `Lost`.
+        """
+        end = self.first
+        if seq + 1 < next_seq < end:
+            end = next_seq
+        known: dict[int, Event] = {chunk.seq: chunk for chunk in retained if seq < chunk.seq < end}
+        if self.exited is not None and seq < self.exited.seq < end:
+            known[self.exited.seq] = self.exited
+        events: list[Event] = []
+        for number, event in sorted(known.items()):
+            if seq + 1 < number:
+                events.append(Lost(seq + 1, number - 1))
+            events.append(event)
+            seq = number
+        if seq + 1 < end:
+            events.append(Lost(seq + 1, end - 1))
+        return events

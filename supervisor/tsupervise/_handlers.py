@@ -1,0 +1,279 @@
+"""What each method does: a table of rows, each a handler and how it is ordered among other requests.
+
+A handler answers at once, or returns a coroutine when it has to wait; it fails with RpcError. It takes what it
+needs from its `Peer` and never sees a connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import trio
+
+from tsupervise_protocol.base64_text import decode_base64
+from tsupervise_protocol.errors import ErrorCode, RpcError
+from tsupervise_protocol.messages import (
+    CloseStdinParams,
+    EmptyResult,
+    EnvironmentInfo,
+    EnvironmentStatusResult,
+    InitializeParams,
+    InitializeResult,
+    ListResult,
+    Message,
+    NoParams,
+    ReadParams,
+    ReadResult,
+    ResizeParams,
+    SignalParams,
+    StartParams,
+    StartResult,
+    TerminateParams,
+    TerminateResult,
+    WriteParams,
+    WriteResult,
+)
+from tsupervise_protocol.path_uri import PathUriError, parse_file_uri
+
+from ._child_environment import child_environment
+from ._lifecycle import State
+from ._outbox import Outbox
+from ._process import Process
+from ._session import Session
+from ._spawn import DEFAULT_COLS, DEFAULT_ROWS, SpawnRequest
+from ._supervisor import Supervisor
+
+
+class Peer(Protocol):
+    """What a handler may use of the connection that its request came from."""
+
+    supervisor: Supervisor
+    outbox: Outbox
+
+    @property
+    def session(self) -> Session:
+        """The session that the connection holds.
+
+        Raises:
+            RpcError: another connection holds it now.
+        """
+        ...
+
+    async def open_session(self, resume: str | None) -> Session:
+        """Hold a new session, or the one named."""
+        ...
+
+
+Outcome = Message | Awaitable[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """How one method is handled.
+
+    Args:
+        handler: takes the peer and the typed params.
+        lane: what orders requests among themselves: those of one lane are handled in order of arrival, a
+            waiting one holds up the next. None: no order.
+        overtakes: methods that this one does not wait for, though they hold its lane.
+        holds_lane: whether the next in the lane waits when this one has to.
+        inline: whether the connection handles nothing else meanwhile.
+    """
+
+    handler: Callable[[Peer, Any], Outcome]
+    lane: Callable[[Any], str] | None = None
+    overtakes: frozenset[str] = frozenset()
+    holds_lane: bool = True
+    inline: bool = False
+
+
+def _initialize(peer: Peer, params: InitializeParams) -> Outcome:
+    async def initialize() -> Message:
+        session = await peer.open_session(params.resume_session_id)
+        return InitializeResult(session_id=session.session_id, environment_info=peer.supervisor.environment)
+
+    return initialize()
+
+
+def _environment_info(peer: Peer, params: NoParams) -> EnvironmentInfo:
+    return peer.supervisor.environment
+
+
+def _environment_status(peer: Peer, params: NoParams) -> EnvironmentStatusResult:
+    return EnvironmentStatusResult(status="ready")
+
+
+def _start(peer: Peer, params: StartParams) -> Outcome:
+    request = _spawn_request(params, peer.supervisor.inherited)
+    outcome = peer.session.start(params, request, peer.supervisor.next_uid())
+    if isinstance(outcome, Process):
+        return _started(outcome)
+
+    async def finish_start() -> Message:
+        return _started(await outcome)
+
+    return finish_start()
+
+
+def _started(process: Process) -> StartResult:
+    return StartResult(process_id=process.process_id, sandbox_type="none", uid=process.uid)
+
+
+def _spawn_request(params: StartParams, inherited: Mapping[str, str]) -> SpawnRequest:
+    if not params.argv:
+        raise RpcError(ErrorCode.INVALID_PARAMS, "argv must not be empty")
+    _refuse_what_cannot_be_kept(params)
+    try:
+        cwd = parse_file_uri(params.cwd)
+    except PathUriError as error:
+        raise RpcError(ErrorCode.INVALID_PARAMS, f"cwd: {error}") from None
+    if params.size is not None and not params.tty:
+        raise RpcError(ErrorCode.INVALID_PARAMS, "size is for a terminal: pass tty: true with it")
+    size = (DEFAULT_ROWS, DEFAULT_COLS) if params.size is None else (params.size.rows, params.size.cols)
+    return SpawnRequest(
+        argv=params.argv,
+        cwd=cwd,
+        env=child_environment(params.env, params.env_policy, inherited),
+        arg0=params.arg0,
+        tty=params.tty,
+        pipe_stdin=params.pipe_stdin,
+        size=size,
+    )
+
+
+def _refuse_what_cannot_be_kept(params: StartParams) -> None:
+    refusals = (
+        (
+            params.sandbox is not None and not params.sandbox.asks_for_nothing,
+            "sandbox intent cannot be enforced on this executor: send sandbox: null to run without one",
+        ),
+        (
+            params.enforce_managed_network,
+            "enforceManagedNetwork cannot be kept on this executor: send false to run without it",
+        ),
+        (
+            params.network_proxy is not None,
+            "networkProxy is not available on this executor (capability networkProxyLaunch is false)",
+        ),
+        (
+            params.shell_snapshot is not None,
+            "shellSnapshot is not available on this executor (capability shellSnapshotV2 is false)",
+        ),
+    )
+    for refused, text in refusals:
+        if refused:
+            raise RpcError(ErrorCode.INVALID_PARAMS, text)
+
+
+def _find(peer: Peer, process_id: str) -> Process:
+    process = peer.session.find(process_id)
+    if process is None:
+        raise RpcError(ErrorCode.INVALID_REQUEST, f"unknown process id {process_id}")
+    return process
+
+
+def _read(peer: Peer, params: ReadParams) -> Outcome:
+    process = _find(peer, params.process_id)
+    if process.state is State.STARTING:
+        raise RpcError(ErrorCode.INVALID_REQUEST, f"process id {params.process_id} is starting")
+    if peer.outbox.has_reply_room:
+        result = process.read_now(params)
+        if result is not None:
+            return result
+    return _read_later(peer, process, params)
+
+
+async def _read_later(peer: Peer, process: Process, params: ReadParams) -> ReadResult:
+    result: ReadResult | None = None
+    with trio.move_on_after((params.wait_ms or 0) / 1000):
+        while process.read_now(params) is None:
+            await process.wait_changed()
+    # A large answer is made only when there is room for it, so that parked reads take no memory.
+    await peer.outbox.wait_for_reply_room()
+    _ = peer.session  # it may have been resumed by another connection meanwhile
+    result = process.read_now(params, waited=True)
+    assert result is not None, "a reader who has waited is answered"
+    return result
+
+
+def _write(peer: Peer, params: WriteParams) -> Outcome:
+    if not params.write_id:
+        raise RpcError(ErrorCode.INVALID_PARAMS, "writeId must not be empty")
+    try:
+        data = decode_base64(params.chunk)
+    except ValueError as error:
+        raise RpcError(ErrorCode.INVALID_PARAMS, f"chunk: {error}") from None
+    process = peer.session.find(params.process_id)
+    if process is None:
+        return WriteResult(status="unknownProcess")
+    if process.state is State.STARTING:
+        return WriteResult(status="starting")
+    status = process.write_now(params.write_id, data)
+    if status is not None:
+        return WriteResult(status=status)
+    return _write_later(process, params.write_id, data)
+
+
+async def _write_later(process: Process, write_id: str, data: bytes) -> WriteResult:
+    # Between the look and the park there is no await: a request that is cut off has written all or nothing.
+    while (status := process.write_now(write_id, data)) is None:
+        await process.wait_stdin_moved()
+    return WriteResult(status=status)
+
+
+def _close_stdin(peer: Peer, params: CloseStdinParams) -> WriteResult:
+    process = peer.session.find(params.process_id)
+    if process is None:
+        return WriteResult(status="unknownProcess")
+    if process.state is State.STARTING:
+        return WriteResult(status="starting")
+    return WriteResult(status=process.close_stdin())
+
+
+def _signal(peer: Peer, params: SignalParams) -> EmptyResult:
+    process = peer.session.find(params.process_id)
+    if process is not None:
+        process.signal(params.signal)
+    return EmptyResult()
+
+
+def _terminate(peer: Peer, params: TerminateParams) -> TerminateResult:
+    process = peer.session.find(params.process_id)
+    return TerminateResult(running=process is not None and process.terminate())
+
+
+def _resize(peer: Peer, params: ResizeParams) -> EmptyResult:
+    _find(peer, params.process_id).resize(params.rows, params.cols)
+    return EmptyResult()
+
+
+def _list(peer: Peer, params: NoParams) -> ListResult:
+    return ListResult(processes=[process.entry() for process in peer.session.processes])
+
+
+def _by_process(params: Any) -> str:
+    return params.process_id
+
+
+# Reads wait for a start, so that a client may send both at once; a write that waits for its process to take
+# its input must not keep it from being read. Everything without a lane acts at once, whatever waits.
+ROWS: dict[str, Row] = {
+    "initialize": Row(_initialize, inline=True),
+    "environment/info": Row(_environment_info),
+    "environment/status": Row(_environment_status),
+    "process/start": Row(_start, lane=_by_process),
+    "process/read": Row(
+        _read,
+        lane=_by_process,
+        overtakes=frozenset({"process/write", "process/closeStdin"}),
+        holds_lane=False,
+    ),
+    "process/write": Row(_write, lane=_by_process),
+    "process/closeStdin": Row(_close_stdin, lane=_by_process),
+    "process/signal": Row(_signal),
+    "process/terminate": Row(_terminate),
+    "process/resize": Row(_resize),
+    "process/list": Row(_list),
+}

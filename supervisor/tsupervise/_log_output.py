@@ -1,0 +1,40 @@
+"""How the daemon's log lines look on stderr: text for people, or one JSON object for each line."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+
+import msgspec
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object: `time` (RFC 3339, UTC), `level`, `logger`, `message`, and `traceback` if there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        # File names that are no UTF-8 come as lone surrogates, which the encoder would refuse.
+        printable = {name: text.encode(errors="backslashreplace").decode() for name, text in fields.items()}
+        return msgspec.json.encode(printable).decode()
+
+
+def log_to_stderr(level: str, *, as_json: bool) -> None:
+    """Send all log records of this process to stderr.
+
+    Args:
+        level: the lowest that is shown, in lower case.
+        as_json: one JSON object for each line, instead of text.
+    """
+    handler = logging.StreamHandler()
+    if as_json:
+        handler.setFormatter(JsonFormatter())
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler])

@@ -1,0 +1,48 @@
+"""The daemon's bound on retained output over all processes. No trio.
+
+Each process keeps its own bound; this one is for ten thousand of them. What has been closed longest goes first.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from ._event_log import EventLog
+
+RETAINED_TOTAL_BYTES = 256 << 20
+"""Output retained by the daemon in all, in bytes."""
+
+
+class RetainedTotal:
+    """Counts what all logs retain and drops from the oldest closed ones while it is too much."""
+
+    __slots__ = ("_closed", "_limit", "bytes")
+
+    def __init__(self, limit: int = RETAINED_TOTAL_BYTES) -> None:
+        self._limit = limit
+        self._closed: deque[EventLog] = deque()
+        self.bytes = 0
+
+    def changed(self, log: EventLog, difference: int) -> None:
+        """A log retains `difference` bytes more (or less, if negative) than before.
+
+        With no closed process left to take from, the log that grew gives up its own oldest output.
+        """
+        self.bytes += difference
+        while self.bytes > self._limit:
+            while self._closed and not self._closed[0].retained_bytes:
+                self._closed.popleft()
+            freed = (self._closed[0] if self._closed else log).drop_oldest()
+            if not freed:
+                return
+            self.bytes -= freed
+
+    def closed(self, log: EventLog) -> None:
+        """A log gets no more output; it may be taken from from now on."""
+        if log.retained_bytes:
+            self._closed.append(log)
+
+    def forgotten(self, log: EventLog) -> None:
+        """A log is thrown away."""
+        while freed := log.drop_oldest():
+            self.bytes -= freed

@@ -1,0 +1,209 @@
+"""A session: the processes of one client, which outlive its connections.
+
+The session owns the processes, a connection borrows it: at most one holds it at a time. Without a holder it
+goes on for a time, and then it ends with everything in it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Awaitable
+from math import inf
+from typing import Protocol
+
+import trio
+
+from tsupervise_protocol.errors import ErrorCode, RpcError
+from tsupervise_protocol.messages import StartParams
+
+from ._event_log import EventLog
+from ._lifecycle import State
+from ._outbox import Outbox
+from ._process import Process
+from ._retained_total import RetainedTotal
+from ._settings import Settings
+from ._spawn import Child, ProcessGroup, Spawner, SpawnRequest
+
+log = logging.getLogger(__name__)
+
+
+class Holder(Protocol):
+    """The connection that holds a session."""
+
+    outbox: Outbox
+
+    def challenge(self) -> None:
+        """Somebody else wants the session: find out whether the peer is still there, and leave if not."""
+        ...
+
+
+class Session:
+    """The process table of one client.
+
+    Args:
+        session_id: what the client resumes it by.
+        settings: times and bounds.
+        spawner: starts children.
+        retained: the daemon's account of retained output.
+    """
+
+    def __init__(
+        self, session_id: str, settings: Settings, spawner: Spawner, retained: RetainedTotal
+    ) -> None:
+        self.session_id = session_id
+        self.holder: Holder | None = None
+        self._settings = settings
+        self._spawner = spawner
+        self._retained = retained
+        self._processes: dict[str, Process] = {}
+        self._nursery: trio.Nursery | None = None
+        self._ended = False
+        self._expires_at = trio.current_time() + settings.detached_ttl_s
+        self._closed: deque[tuple[float, Process]] = deque()
+        """When to forget which closed process; rising, for all are kept equally long."""
+        self._left_behind: list[ProcessGroup] = []
+        """Groups of forgotten processes that still had members when they were forgotten."""
+        self._times_changed = trio.lowlevel.ParkingLot()
+
+    # --- its life --------------------------------------------------------------------------------
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Own all processes of the session, until it has had no holder for too long or `end` is called."""
+        try:
+            # Children of this nursery: each process, from its start to its close.
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                task_status.started()
+                await self._keep_time()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._ended = True
+            self._nursery = None
+            for process in list(self._processes.values()):
+                self._forget(process)
+            for group in self._left_behind:
+                group.kill()
+            log.info("session %s ended", self.session_id)
+
+    async def _keep_time(self) -> None:
+        """Forget closed processes when their time is over; return when the session's is."""
+        while not self._ended and trio.current_time() < self._expires_at:
+            while self._closed and self._closed[0][0] <= trio.current_time():
+                self._forget(self._closed.popleft()[1])
+            forget_at = self._closed[0][0] if self._closed else inf
+            with trio.move_on_at(min(forget_at, self._expires_at)):
+                await self._times_changed.park()
+
+    def end(self) -> None:
+        """End the session and everything in it, as soon as its task runs."""
+        self._ended = True
+        self._times_changed.unpark_all()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it can be resumed no more, even if the sweeping is not over."""
+        return self._ended or trio.current_time() >= self._expires_at
+
+    # --- who holds it ----------------------------------------------------------------------------
+
+    def attach(self, holder: Holder) -> None:
+        """Give the session to a connection: every event from now on goes there."""
+        assert self.holder is None, "a session has one holder"
+        self.holder = holder
+        self._expires_at = inf
+        for process in self._processes.values():
+            process.attach(holder.outbox)
+
+    def detach(self, holder: Holder) -> None:
+        """Take the session from a connection, if it still holds it; from now on its time runs."""
+        if self.holder is not holder:
+            return
+        self.holder = None
+        for process in self._processes.values():
+            process.detach()
+        self._expires_at = trio.current_time() + self._settings.detached_ttl_s
+        self._times_changed.unpark_all()
+
+    # --- its processes ---------------------------------------------------------------------------
+
+    def start(self, params: StartParams, request: SpawnRequest, uid: str) -> Process | Awaitable[Process]:
+        """Start a process, at once where the spawner can.
+
+        Awaited and cancelled, it leaves nothing behind and the id is free again.
+
+        Raises:
+            RpcError: the id is taken, the start was cancelled by a terminate, or the system refused.
+        """
+        if params.process_id in self._processes:
+            raise RpcError(ErrorCode.INVALID_REQUEST, f"process {params.process_id} already exists")
+        event_log = EventLog(self._settings.retained_bytes)
+        process = Process(params, uid, event_log, self._retained, self._settings.retained_bytes // 2)
+        self._processes[params.process_id] = process
+        try:
+            child = self._spawner(request)
+        except BaseException:
+            self._forget(process)
+            raise
+        if isinstance(child, Child):
+            return self._own(process, child)
+        return self._start_later(process, child)
+
+    async def _start_later(self, process: Process, spawning: Awaitable[Child]) -> Process:
+        child: Child | None = None
+        try:
+            with process.start_scope:
+                child = await spawning
+            if child is None or process.start_scope.cancel_called:
+                raise RpcError(ErrorCode.INVALID_REQUEST, f"process {process.process_id} start was cancelled")
+            return self._own(process, child)
+        except BaseException:
+            self._forget(process)
+            if child is not None:
+                await child.destroy()
+            raise
+
+    def _own(self, process: Process, child: Child) -> Process:
+        # Without an await: a child that exists has an owner.
+        assert self._nursery is not None, "a session that runs has a nursery"
+        process.spawned(child)
+        if self.holder is not None:
+            process.attach(self.holder.outbox)
+        self._nursery.start_soon(self._run_process, process, name=f"process {process.uid}")
+        return process
+
+    async def _run_process(self, process: Process) -> None:
+        try:
+            await process.run()
+        except Exception:
+            # A bug of ours in one process must not end the others. It has killed its child on the way out.
+            log.exception("process %s failed inside the supervisor", process.uid)
+            self._forget(process)
+            return
+        self._closed.append((trio.current_time() + self._settings.retention_s, process))
+        if len(self._closed) == 1:
+            self._times_changed.unpark_all()
+
+    def _forget(self, process: Process) -> None:
+        # Only this very process: its id may have been taken by a newer one.
+        if self._processes.get(process.process_id) is process:
+            del self._processes[process.process_id]
+        if process.state is State.GONE:
+            return
+        process.forget()
+        group = process.left_behind()
+        if group is not None:
+            if self._ended:
+                group.kill()
+            else:
+                self._left_behind = [known for known in self._left_behind if not known.is_empty()]
+                self._left_behind.append(group)
+
+    def find(self, process_id: str) -> Process | None:
+        """The process of that id, or None if there is none or it has been forgotten."""
+        return self._processes.get(process_id)
+
+    @property
+    def processes(self) -> list[Process]:
+        """All that are known, in order of their start."""
+        return list(self._processes.values())

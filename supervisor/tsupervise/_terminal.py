@@ -1,0 +1,93 @@
+"""The terminal that this program itself runs on: raw mode, size, and reads that do not block the loop."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import termios
+import tty
+from contextlib import suppress
+
+import trio
+
+STDIN, STDOUT, STDERR = 0, 1, 2
+
+READ_BYTES = 65536
+
+
+class RawTerminal:
+    """Raw mode of stdin for the length of a `with` block, put back as it was however the block ends.
+
+    It does nothing where stdin is no terminal.
+    """
+
+    def __init__(self) -> None:
+        self._saved = termios.tcgetattr(STDIN) if os.isatty(STDIN) else None
+
+    def __enter__(self) -> RawTerminal:
+        self.enter()
+        return self
+
+    def enter(self) -> None:
+        """Go raw; again, after whoever stopped and continued this program has reset the terminal."""
+        if self._saved is not None:
+            tty.setraw(STDIN, termios.TCSADRAIN)
+
+    def __exit__(self, *_: object) -> None:
+        if self._saved is not None:
+            # The terminal may be gone by now, and then there is nothing to put back.
+            with suppress(termios.error):
+                termios.tcsetattr(STDIN, termios.TCSADRAIN, self._saved)
+
+
+def terminal_size() -> tuple[int, int] | None:
+    """Rows and columns of the terminal that this program runs on, if it runs on one and that has a size."""
+    for fd in (STDIN, STDOUT, STDERR):
+        try:
+            size = os.get_terminal_size(fd)
+        except OSError:
+            continue
+        if size.lines and size.columns:
+            return size.lines, size.columns
+    return None
+
+
+async def read_stdin() -> bytes:
+    """Wait for input; b"" at its end. The descriptor is shared with others, so that it stays blocking."""
+    try:
+        await trio.lowlevel.wait_readable(STDIN)
+    except OSError as error:
+        if error.errno != errno.EPERM:
+            return b""
+        # A regular file cannot be waited for. A slow one (a network's) must not stop the loop.
+        return await trio.to_thread.run_sync(_read_stdin_now, abandon_on_cancel=True)
+    return _read_stdin_now()
+
+
+def _read_stdin_now() -> bytes:
+    # A terminal that has hung up answers EIO.
+    try:
+        return os.read(STDIN, READ_BYTES)
+    except OSError:
+        return b""
+
+
+async def write_out(fd: int, data: bytes) -> None:
+    """Write all of `data` to stdout or stderr. In a thread: whoever reads it may be slow, or stopped.
+
+    Raises:
+        BrokenPipeError: nobody will ever read it.
+        OSError: it cannot be written.
+    """
+    await trio.to_thread.run_sync(_write_all, fd, data, abandon_on_cancel=True)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:
+            # Somebody who shares it has made it non-blocking.
+            select.select([], [fd], [])

@@ -1,0 +1,130 @@
+"""A WebSocket as a message channel: the byte layer of `_websocket` on a trio stream, and its pings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import trio
+
+from ._channel import CloseCode
+from ._websocket import WebSocket
+
+RECEIVE_BYTES = 64 << 10
+"""The most that one receive takes from the socket."""
+
+PING_INTERVAL_S = 30.0
+"""Seconds between pings, the first one this long after the connection; as the reference server."""
+
+PONG_TIMEOUT_S = 60.0
+"""Seconds that an unanswered ping may be old; the reference keeps the same time on its relay connections. A
+peer that reads nothing cannot answer, so this bounds a blocked send, too."""
+
+LINGER_S = 0.3
+"""Seconds that the peer has to read our close frame, before the socket is closed. Closed at once, the frame
+would be lost to a reset if the peer had still sent something."""
+
+
+class WebSocketChannel:
+    """One upgraded connection.
+
+    Args:
+        stream: the socket, owned from now on.
+        peer: IP:PORT of the other side.
+        leftover: bytes that came behind the upgrade request.
+    """
+
+    def __init__(self, stream: trio.abc.HalfCloseableStream, peer: str, leftover: bytes = b"") -> None:
+        self.label = f"websocket JSON-RPC message from exec-server websocket {peer}"
+        self._stream = stream
+        self._websocket = WebSocket()
+        self._leftover = leftover
+        self._reads = 0
+        self._heard = trio.lowlevel.ParkingLot()
+        self._peer_has_ended = False
+        self._sending = False
+        self._closed = False
+        self._wake: Callable[[], None] = _nobody
+
+    def set_waker(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+
+    async def receive(self) -> Sequence[bytes]:
+        while self._websocket.ended is None:
+            data = await self._receive_bytes()
+            if not data:
+                self._peer_has_ended = True
+                break
+            self._reads += 1
+            messages = self._websocket.receive(data)
+            if self._websocket.has_control:
+                self._wake()
+            if self._heard:
+                self._heard.unpark_all()
+            if messages:
+                return messages
+        return ()
+
+    async def _receive_bytes(self) -> bytes | bytearray:
+        if self._leftover:
+            leftover, self._leftover = self._leftover, b""
+            return leftover
+        try:
+            return await self._stream.receive_some(RECEIVE_BYTES)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return b""
+
+    async def send(self, messages: Sequence[bytes]) -> None:
+        data = self._websocket.take_control() + self._websocket.frame(messages)
+        if data:
+            self._sending = True
+            await self._stream.send_all(data)
+            self._sending = False
+
+    async def keep_alive(self) -> None:
+        ping_at = trio.current_time()
+        while True:
+            ping_at = max(ping_at + PING_INTERVAL_S, trio.current_time())
+            await trio.sleep_until(ping_at)
+            pongs = self._websocket.pongs_received
+            self._ping()
+            with trio.move_on_after(PONG_TIMEOUT_S) as patience:
+                while self._websocket.pongs_received == pongs:
+                    await self._heard.park()
+            if patience.cancelled_caught:
+                return
+
+    async def is_alive(self, within_s: float) -> bool:
+        reads = self._reads
+        self._ping()
+        with trio.move_on_after(within_s):
+            while self._reads == reads:
+                await self._heard.park()
+        return self._reads != reads
+
+    def _ping(self) -> None:
+        self._websocket.ping()
+        self._wake()
+
+    async def aclose(self, code: CloseCode, reason: str) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if not self._sending:  # else half a message is out and nothing more can be said
+                self._websocket.close(code, reason)
+                await self._stream.send_all(self._websocket.take_control())
+                await self._linger()
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+            pass
+        finally:
+            await trio.aclose_forcefully(self._stream)
+
+    async def _linger(self) -> None:
+        await self._stream.send_eof()
+        with trio.move_on_after(LINGER_S):
+            while not self._peer_has_ended and await self._stream.receive_some(RECEIVE_BYTES):
+                pass
+
+
+def _nobody() -> None:
+    """Wakes nobody: until a connection says whom."""

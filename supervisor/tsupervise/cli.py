@@ -1,0 +1,160 @@
+"""The command line: options and exit codes, and nothing else. All that is heavy is imported when it is used."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from ._listen_address import ListenRefused, check_exposure, parse_listen_url
+from ._version import __version__
+
+
+class _TrueOrFalse(click.ParamType[bool]):
+    """A flag's variable: exactly `true` or `false`, as other servers of this protocol have it."""
+
+    name = "true|false"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> bool:
+        if isinstance(value, bool):
+            return value
+        if value not in ("true", "false"):
+            self.fail(f"expected true or false, got {value!r}", param, ctx)
+        return value == "true"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Supervise processes: one daemon owns them, clients start, feed, watch and stop them."""
+
+
+@main.command()
+@click.option(
+    "--listen",
+    default="ws://127.0.0.1:0",
+    metavar="URL",
+    show_default=True,
+    help="ws://IP:PORT (port 0: any free one, printed as the one line on stdout) or stdio.",
+)
+@click.option(
+    "--detached-ttl",
+    type=click.FloatRange(min=0),
+    default=80.0,
+    metavar="S",
+    show_default=True,
+    help="How long a session and its processes outlive their connection, in seconds.",
+)
+@click.option(
+    "--retention",
+    type=click.FloatRange(min=0),
+    default=80.0,
+    metavar="S",
+    show_default=True,
+    help="How long a closed process can still be read, in seconds.",
+)
+@click.option(
+    "--retained-bytes",
+    type=click.IntRange(min=0),
+    default=1 << 20,
+    metavar="N",
+    show_default=True,
+    help="Output retained for each process.",
+)
+@click.option(
+    "--retained-total-bytes",
+    type=click.IntRange(min=0),
+    default=256 << 20,
+    metavar="N",
+    show_default=True,
+    help="Output retained for all processes; that of the oldest closed ones goes first.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="Logs go to stderr.",
+)
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--exit-on-stdin-close",
+    is_flag=True,
+    type=_TrueOrFalse(),
+    envvar=["TSUPERVISE_EXIT_ON_STDIN_CLOSE", "CODEX_EXEC_SERVER_EXIT_ON_STDIN_CLOSE"],
+    help="Shut down when stdin ends, as it does when the parent dies.",
+)
+@click.option(
+    "--insecure", is_flag=True, help="Listen beyond this machine, though whoever connects can run programs."
+)
+def run(
+    listen: str,
+    detached_ttl: float,
+    retention: float,
+    retained_bytes: int,
+    retained_total_bytes: int,
+    log_level: str,
+    log_format: str,
+    exit_on_stdin_close: bool,
+    insecure: bool,
+) -> None:
+    """Run the daemon, until SIGTERM, SIGINT or SIGHUP."""
+    try:
+        address = parse_listen_url(listen)
+        check_exposure(address, insecure=insecure)
+    except ListenRefused as refusal:
+        raise click.ClickException(str(refusal)) from None
+
+    from ._log_output import log_to_stderr
+    from ._settings import Settings
+    from .server import CannotListen, ServerOptions, serve_forever
+
+    settings = Settings(
+        detached_ttl_s=detached_ttl,
+        retention_s=retention,
+        retained_bytes=retained_bytes,
+        retained_total_bytes=retained_total_bytes,
+    )
+    log_to_stderr(log_level, as_json=log_format == "json")
+    try:
+        code = serve_forever(ServerOptions(address, settings, exit_on_stdin_close))
+    except CannotListen as refusal:
+        raise click.ClickException(str(refusal)) from None
+    sys.exit(code)
+
+
+def _parse_env(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:
+    pairs = [value.partition("=") for value in values]
+    for value, (name, equals, _) in zip(values, pairs, strict=True):
+        if not name or not equals:
+            raise click.BadParameter(f"expected NAME=VALUE, got {value!r}", ctx, param)
+    return {name: value for name, _, value in pairs}
+
+
+@main.command("exec", context_settings={"allow_interspersed_args": False})
+@click.option(
+    "--url",
+    envvar="TSUPERVISE_URL",
+    metavar="URL",
+    help="The daemon to run it under; without it, it is supervised by this command itself.",
+)
+@click.option("-t", "--tty", is_flag=True, help="Run it on a terminal of its own.")
+@click.option("--cwd", metavar="DIR", help="Its working directory; absolute if --url is given.")
+@click.option(
+    "--env", "-e", multiple=True, metavar="NAME=VALUE", callback=_parse_env, help="Added to its environment."
+)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def exec_(url: str | None, tty: bool, cwd: str | None, env: dict[str, str], command: tuple[str, ...]) -> None:
+    """Run COMMAND under supervision, as if it ran here.
+
+    stdin, stdout and stderr are passed on, and so are INT, TERM, HUP and QUIT. The exit code is that of
+    the command: 128 + n after signal n, 127 if it was not found, 126 if it cannot be executed, 125 if the
+    daemon failed.
+    """
+    from ._exec_command import ExecOptions, run_exec
+
+    if cwd is not None and url is None:
+        cwd = os.path.abspath(cwd)
+    sys.exit(run_exec(ExecOptions(argv=command, url=url, tty=tty, cwd=cwd, env=env)))

@@ -1,0 +1,175 @@
+"""The doors of the daemon: a WebSocket listener, or standard input and output; and its shutdown."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import trio
+
+from ._background import open_background
+from ._connection import Connection
+from ._http_door import HttpDoor, Respond, Upgrade
+from ._listen_address import ListenAddress, TcpAddress
+from ._settings import Settings
+from ._spawn import open_low_descriptors
+from ._stdio_channel import StdioChannel
+from ._supervisor import Supervisor, open_supervisor_core
+from ._websocket_channel import RECEIVE_BYTES, WebSocketChannel
+
+log = logging.getLogger(__name__)
+
+HEAD_TIMEOUT_S = 10.0
+"""Seconds that a peer has to send its HTTP request; clients of this protocol give up after as long."""
+
+BACKLOG = 1024
+"""Connections that the kernel accepts for us while we are busy."""
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """What one daemon does.
+
+    Args:
+        listen: where to listen, or `stdio`.
+        settings: times and bounds.
+        exit_on_stdin_close: when listening, whether the end of standard input ends the daemon.
+    """
+
+    listen: ListenAddress
+    settings: Settings = field(default_factory=Settings)
+    exit_on_stdin_close: bool = False
+
+
+def serve_forever(options: ServerOptions) -> int:
+    """Run a daemon until it is told to stop; returns its exit code.
+
+    Prints the URL as the only line on standard output as soon as it can be connected to.
+
+    Raises:
+        CannotListen: the address is taken, or none of this machine's.
+    """
+    open_low_descriptors()
+    return trio.run(_serve, options)
+
+
+class CannotListen(Exception):
+    """The address is taken, or none of this machine's."""
+
+
+async def _serve(options: ServerOptions) -> int:
+    code = 0
+    with trio.open_signal_receiver(*_STOP_SIGNALS) as signals:
+        # Children of this nursery: the watches that stop the daemon.
+        async with open_background() as watches:
+            serving = trio.CancelScope()
+            watches.start_soon(_stop_on_signal, signals, serving)
+            with serving:
+                if options.listen == "stdio":
+                    async with open_supervisor_core(options.settings) as supervisor:
+                        code = await _serve_stdio(supervisor)
+                else:
+                    if options.exit_on_stdin_close:
+                        watches.start_soon(_stop_on_stdin_end, serving)
+                    listener = await _listen(options.listen)
+                    async with open_supervisor_core(options.settings) as supervisor:
+                        await _serve_listener(supervisor, listener)
+    return code
+
+
+async def _stop_on_signal(signals: AsyncIterator[int], serving: trio.CancelScope) -> None:
+    async for number in signals:
+        if serving.cancel_called:
+            # Cancelling has killed every process already; what is left is courtesy to peers.
+            log.warning("%s again: leaving at once", signal.Signals(number).name)
+            os._exit(0)
+        log.info("%s: stopping", signal.Signals(number).name)
+        serving.cancel()
+
+
+async def _stop_on_stdin_end(serving: trio.CancelScope) -> None:
+    await trio.to_thread.run_sync(_read_to_end, abandon_on_cancel=True)
+    log.info("standard input has ended: stopping")
+    serving.cancel()
+
+
+def _read_to_end() -> None:
+    try:
+        while os.read(0, 65536):
+            pass
+    except OSError:
+        pass
+
+
+async def _serve_stdio(supervisor: Supervisor) -> int:
+    connection = Connection(supervisor, StdioChannel())
+    await connection.run()
+    return 1 if connection.violated else 0
+
+
+async def _listen(address: TcpAddress) -> trio.SocketListener:
+    family = socket.AF_INET6 if address.host.version == 6 else socket.AF_INET
+    try:
+        sock = trio.socket.socket(family, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        await sock.bind((str(address.host), address.port))
+        sock.listen(BACKLOG)
+    except OSError as error:
+        text = f"cannot listen at {address.url}: {error.strerror} (os error {error.errno})"
+        raise CannotListen(text) from None
+    return trio.SocketListener(sock)
+
+
+async def _serve_listener(supervisor: Supervisor, listener: trio.SocketListener) -> None:
+    host, port = listener.socket.getsockname()[:2]
+    print(f"ws://{_authority(host, port)}", flush=True)
+    log.info("listening at %s", _authority(host, port))
+
+    async def serve(stream: trio.SocketStream) -> None:
+        # A bug of ours in one connection must not end the others.
+        try:
+            await _serve_stream(supervisor, stream)
+        except* Exception:
+            log.exception("a connection failed inside the server")
+
+    await trio.serve_listeners(serve, [listener])
+
+
+async def _serve_stream(supervisor: Supervisor, stream: trio.SocketStream) -> None:
+    try:
+        host, port = stream.socket.getpeername()[:2]
+        upgrade = await _pass_door(stream)
+        if upgrade is not None:
+            channel = WebSocketChannel(stream, _authority(host, port), upgrade.leftover)
+            await Connection(supervisor, channel).run()
+    except (OSError, trio.BrokenResourceError):
+        pass  # gone before it had said anything
+    finally:
+        await trio.aclose_forcefully(stream)
+
+
+async def _pass_door(stream: trio.SocketStream) -> Upgrade | None:
+    """Read the HTTP request and answer it; None if it is no upgrade, or does not come in time."""
+    door = HttpDoor()
+    with trio.move_on_after(HEAD_TIMEOUT_S):
+        while data := await stream.receive_some(RECEIVE_BYTES):
+            decision = door.receive(data)
+            if decision is not None:
+                await stream.send_all(decision.data)
+                if not isinstance(decision, Respond):
+                    return decision
+                await stream.send_eof()
+                return None
+    return None
+
+
+def _authority(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
