@@ -63,7 +63,7 @@ def feed(*parts: bytes, socket: WebSocket | None = None) -> Outcome:
     """Feed the parts one by one and collect what comes of them."""
     socket = socket or WebSocket()
     messages = [message for part in parts for message in socket.receive(part)]
-    return Outcome(messages, socket.take_control(), socket.pongs_received, socket.ended)
+    return Outcome(messages, socket.take_control() + socket.take_close(), socket.pongs_received, socket.ended)
 
 
 def cut(stream: bytes, places: list[int]) -> list[bytes]:
@@ -325,7 +325,7 @@ class TestLimits:
         socket = WebSocket(max_frame_bytes=100, max_message_bytes=250)
         assert socket.receive(client_frame(TEXT, b"x" * 100)) == [b"x" * 100]
         assert socket.receive(client_frame(TEXT, b"x" * 101)) == []
-        assert close_code(socket.take_control()) == 1009
+        assert close_code(socket.take_close()) == 1009
 
     def test_the_next_message_starts_from_nothing(self) -> None:
         """The bytes of a finished message in fragments do not count against the next one."""
@@ -446,21 +446,21 @@ class TestClosing:
         socket.close(1001)
         socket.ping(b"after")
         assert socket.receive(client_frame(PING, b"") + client_frame(TEXT, b"still read")) == [b"still read"]
-        expected = server_control(PING, b"before") + server_control(CLOSE, close_payload(1008, b"why"))
-        assert socket.take_control() == expected
+        assert socket.take_control() == server_control(PING, b"before")
+        assert socket.take_close() == server_control(CLOSE, close_payload(1008, b"why"))
         socket.receive(client_frame(CLOSE, close_payload(1008)))
         assert socket.ended == Ended(1008, "", by_peer=True)
-        assert socket.take_control() == b""
+        assert socket.take_control() == socket.take_close() == b""
 
     def test_a_violation_after_our_close_ends_without_another_close(self) -> None:
         """The peer's misbehaviour is noted, but a close frame was already sent."""
         socket = WebSocket()
         socket.close(1001)
-        socket.take_control()
+        socket.take_close()
         socket.receive(client_frame(TEXT, b"", mask=None))
         assert socket.ended is not None
         assert (socket.ended.code, socket.ended.by_peer) == (1002, False)
-        assert socket.take_control() == b""
+        assert socket.take_control() == socket.take_close() == b""
 
     @pytest.mark.parametrize(
         ("reason", "sent"),
@@ -476,6 +476,6 @@ class TestClosing:
         """The reason fits its 123 bytes and stays valid text."""
         socket = WebSocket()
         socket.close(1001, reason)
-        control = socket.take_control()
+        control = socket.take_close()
         assert control[:4] == struct.pack("!BBH", 0x88, len(control) - 2, 1001)
         assert control[4:] == sent

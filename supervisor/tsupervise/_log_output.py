@@ -37,4 +37,6 @@ def log_to_stderr(level: str, *, as_json: bool) -> None:
         handler.setFormatter(JsonFormatter())
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=level.upper(), handlers=[handler])
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    # Only our own lines are shown below warnings: at debug level a library would log what is in the messages.
+    logging.getLogger("tsupervise").setLevel(level.upper())

@@ -173,16 +173,21 @@ class WebSocket:
     @property
     def has_control(self) -> bool:
         """Whether `take_control` has anything to give."""
-        return bool(self._control or self._close_frame)
+        return bool(self._control)
 
     def take_control(self) -> bytes:
-        """The queued control frames in order, a close frame last; b"" if there are none."""
-        if not self.has_control:
+        """The queued pings and pongs in order, b"" if there are none. They may overtake messages."""
+        if not self._control:
             return b""
-        control = bytes(self._control) + self._latest_pong + self._close_frame
+        control = bytes(self._control) + self._latest_pong
         self._control.clear()
-        self._latest_pong = self._close_frame = b""
+        self._latest_pong = b""
         return control
+
+    def take_close(self) -> bytes:
+        """The close frame, once there is one, else b"". It goes behind every message that is still due."""
+        frame, self._close_frame = self._close_frame, b""
+        return frame
 
     def _read_small(self, data: bytes, position: int, messages: list[bytes]) -> int:
         """Read whole small frames by hand; return where the first other frame, or the end, is."""

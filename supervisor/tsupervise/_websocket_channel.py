@@ -20,8 +20,8 @@ PONG_TIMEOUT_S = 60.0
 peer that reads nothing cannot answer, so this bounds a blocked send, too."""
 
 LINGER_S = 0.3
-"""Seconds that the peer has to read our close frame, before the socket is closed. Closed at once, the frame
-would be lost to a reset if the peer had still sent something."""
+"""Seconds that the peer has to read our last words before the socket is closed. Closed at once, they would be
+lost to a reset if the peer had still sent something."""
 
 
 class WebSocketChannel:
@@ -111,19 +111,22 @@ class WebSocketChannel:
         self._closed = True
         try:
             if not self._sending:  # else half a message is out and nothing more can be said
-                self._websocket.close(code, reason)
-                await self._stream.send_all(self._websocket.take_control())
-                await self._linger()
+                self._websocket.close(code, reason)  # if the peer has not closed or earned a close already
+                await self._stream.send_all(self._websocket.take_close())
+                if not self._peer_has_ended:
+                    await linger(self._stream)
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
             pass
         finally:
             await trio.aclose_forcefully(self._stream)
 
-    async def _linger(self) -> None:
-        await self._stream.send_eof()
-        with trio.move_on_after(LINGER_S):
-            while not self._peer_has_ended and await self._stream.receive_some(RECEIVE_BYTES):
-                pass
+
+async def linger(stream: trio.abc.HalfCloseableStream) -> None:
+    """Say that nothing more comes, and let the peer read it all before the socket is closed."""
+    await stream.send_eof()
+    with trio.move_on_after(LINGER_S):
+        while await stream.receive_some(RECEIVE_BYTES):
+            pass
 
 
 def _nobody() -> None:

@@ -19,7 +19,7 @@ from ._settings import Settings
 from ._spawn import open_low_descriptors
 from ._stdio_channel import StdioChannel
 from ._supervisor import Supervisor, open_supervisor_core
-from ._websocket_channel import RECEIVE_BYTES, WebSocketChannel
+from ._websocket_channel import RECEIVE_BYTES, WebSocketChannel, linger
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ async def _pass_door(stream: trio.SocketStream) -> Upgrade | None:
                 await stream.send_all(decision.data)
                 if not isinstance(decision, Respond):
                     return decision
-                await stream.send_eof()
+                await linger(stream)
                 return None
     return None
 
