@@ -7,7 +7,8 @@ import select
 import signal
 import subprocess
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,11 +79,15 @@ def start_daemon(
     target: str = "ours",
     *options: str,
     listen: str = "ws://127.0.0.1:0",
+    command: Sequence[str] | None = None,
     env: Mapping[str, str] | None = None,
     stderr: Path | None = None,
 ) -> Daemon:
-    """Start a server and wait until it says where it listens. The caller stops it."""
-    arguments = [*command_of(target), "--listen", listen, *options]
+    """Start a server and wait until it says where it listens. The caller stops it.
+
+    `command` stands in for the usual one, its options excepted.
+    """
+    arguments = [*(command or command_of(target)), "--listen", listen, *options]
     with open(stderr or os.devnull, "ab") as log:
         process = subprocess.Popen(
             arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=env
@@ -95,3 +100,14 @@ def start_daemon(
         if process.stdout is not None:
             process.stdout.close()
         raise
+
+
+@contextmanager
+def running(daemon: Daemon) -> Generator[Daemon]:
+    """Stop the server at the end of the block, if it still runs."""
+    try:
+        yield daemon
+    finally:
+        if daemon.process.stdin is not None:
+            daemon.process.stdin.close()
+        daemon.stop()

@@ -1,17 +1,21 @@
-"""What /proc says about processes that are not ours to ask: the server under test and its children.
+"""What the kernel says about processes that are not ours to ask: the server under test and its children.
 
 Children are found by a marker, an argument that no other process on the machine has. A process whose
-parent has not reaped it yet has no arguments any more, so a zombie does not count as marked.
+parent has not reaped it yet has no arguments any more, so a zombie does not count as marked; it does count
+among the `children_of` a server.
 """
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import trio
 
+from daemons import Daemon
 from wire import PATIENCE_S
 
 LISTENING = "0A"
@@ -25,7 +29,45 @@ def new_marker() -> str:
 
 def marked(marker: str) -> set[int]:
     """The pids of all live processes that have `marker` among their arguments."""
-    return {pid for pid in _pids() if marker.encode() in _read(Path(f"/proc/{pid}/cmdline")).split(b"\0")}
+    pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    return {pid for pid in pids if marker.encode() in _read(Path(f"/proc/{pid}/cmdline")).split(b"\0")}
+
+
+def children_of(pid: int) -> set[int]:
+    """The children of a process, those that have ended and wait to be reaped included."""
+    files = Path(f"/proc/{pid}/task").glob("*/children")
+    return {int(child) for file in files for child in _read(file).split()}
+
+
+def family(pid: int) -> Iterator[int]:
+    """A process and its descendants."""
+    yield pid
+    for child in children_of(pid):
+        yield from family(child)
+
+
+def listening_pid(daemon: Daemon) -> int:
+    """The process of a server that holds its listening IPv4 socket; the one started may be a mere parent."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    port = f":{daemon.address[1]:04X}"
+    (inode,) = (row[9] for row in rows if row[1].endswith(port) and row[3] == LISTENING)
+    for pid in family(daemon.pid):
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            # A descriptor may be gone between the listing and the look; the listening one is not.
+            with suppress(OSError):
+                if os.readlink(fd) == f"socket:[{inode}]":
+                    return pid
+    raise LookupError(f"nobody below {daemon.pid} listens on {daemon.url}")
+
+
+def open_descriptors(pid: int) -> int:
+    """How many file descriptors a process has open."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def threads(pid: int) -> int:
+    """How many threads a process has."""
+    return len(os.listdir(f"/proc/{pid}/task"))
 
 
 def status_field(pid: int, name: str) -> str:
@@ -48,18 +90,11 @@ def bytes_written(pid: int) -> int:
     return int(fields["wchar"])
 
 
-def listener_pid(port: int) -> int:
-    """The process that holds the listening IPv4 socket of `port`: the server itself, not a parent of it."""
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    inodes = {row[9] for row in rows if row[3] == LISTENING and int(row[1].split(":")[1], 16) == port}
-    sockets = {f"socket:[{inode}]" for inode in inodes}
-    for pid in _pids():
-        try:
-            if any(fd.readlink().name in sockets for fd in Path(f"/proc/{pid}/fd").iterdir()):
-                return pid
-        except OSError:  # it ended, or closed the descriptor, while we looked
-            continue
-    raise LookupError(f"no process listens on port {port}")
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far."""
+    # What follows the name, which may hold blanks and parentheses: utime is field 14 of the whole (proc(5)).
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def until(condition: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:
@@ -69,8 +104,32 @@ async def until(condition: Callable[[], bool], patience_s: float = PATIENCE_S) -
             await trio.sleep(0.01)
 
 
-def _pids() -> Iterator[int]:
-    return (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+async def until_stopped(pid: int) -> None:
+    """Wait until a process is in the stopped state, of which the kernel tells only its parent."""
+    await until(lambda: status_field(pid, "State").startswith("T"))
+
+
+async def until_blocked(pid: int) -> None:
+    """Wait until a process that does nothing but write has got nothing written for half a second."""
+    with trio.fail_after(PATIENCE_S):
+        last, calm = -1, 0
+        while calm < 10:
+            await trio.sleep(0.05)
+            now = bytes_written(pid)
+            last, calm = now, calm + 1 if now == last else 0
+
+
+async def until_dead(pid: int) -> None:
+    """Wait until a process has ended, reaped or not, whoever its parent is."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        with trio.fail_after(PATIENCE_S):
+            await trio.lowlevel.wait_readable(fd)
+    finally:
+        os.close(fd)
 
 
 def _read(path: Path) -> bytes:

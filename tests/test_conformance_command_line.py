@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 from typing import cast
 
 import pytest
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
-from daemons import START_S, Daemon, command_of, read_line, start_daemon
+from daemons import START_S, Daemon, command_of, read_line, running, start_daemon
+from procfs import until_dead
 from wire import PATIENCE_S, Answer, Peer, connect
 
 STATUS = "environment/status"
@@ -25,22 +25,9 @@ STUBBORN = 'trap "" TERM INT HUP; sleep 300 & echo $$ $! up; wait'
 """A shell and a child of its group, both deaf to polite signals; it prints their pids and `up`."""
 
 
-async def until_gone(pid: int) -> None:
-    """Wait until that process has ended, whoever its parent is."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        with trio.fail_after(PATIENCE_S):
-            await trio.lowlevel.wait_readable(pidfd)
-    finally:
-        os.close(pidfd)
-
-
 async def exit_code(daemon: Daemon) -> int:
     """The exit code of a server that is about to end by itself."""
-    await until_gone(daemon.pid)
+    await until_dead(daemon.pid)
     return daemon.process.wait()
 
 
@@ -48,17 +35,6 @@ async def start_stubborn(peer: Peer, process_id: str, *, tty: bool) -> list[int]
     """Start STUBBORN and return the pids of its shell and its child."""
     (await peer.start(process_id, "sh", "-c", STUBBORN, tty=tty)).ok()
     return [int(word) for word in (await peer.until_output(process_id, b"up")).split()[:2]]
-
-
-@contextmanager
-def running(daemon: Daemon) -> Generator[Daemon]:
-    """Stop the server at the end of the block, if it still runs."""
-    try:
-        yield daemon
-    finally:
-        if daemon.process.stdin is not None:
-            daemon.process.stdin.close()
-        daemon.stop()
 
 
 def start_with_stdin(target: str, *options: str) -> Daemon:
@@ -287,7 +263,7 @@ async def test_the_end_of_stdin_ends_a_server_that_was_told_so(target: str) -> N
             await peer.until_ended()
         assert await exit_code(daemon) == 0
         for pid in pids:
-            await until_gone(pid)
+            await until_dead(pid)
 
 
 @pytest.mark.ours_only("the reference takes --exit-on-stdin-close for another mode only")
@@ -355,7 +331,7 @@ async def test_stdio_ends_at_bytes_that_are_no_text(target: str) -> None:
         await peer.send_bytes(b'{"id":1,"method":"\xff\xfe"}\n')
         assert await peer.exit_code() == 0
         for pid in pids:
-            await until_gone(pid)
+            await until_dead(pid)
 
 
 @pytest.mark.case(18)
@@ -383,7 +359,7 @@ async def test_the_end_of_stdin_ends_a_stdio_server(target: str, tty: bool) -> N
         await peer.until_ended()
         assert await peer.exit_code() == 0
         for pid in pids:
-            await until_gone(pid)
+            await until_dead(pid)
 
 
 @pytest.mark.ours_only("the reference may end before it has answered")
@@ -398,7 +374,7 @@ async def test_the_last_line_on_stdin_needs_no_end(target: str) -> None:
         assert peer.answers["last"].ok() == READY
         assert await peer.exit_code() == 0
         for pid in pids:
-            await until_gone(pid)
+            await until_dead(pid)
 
 
 @pytest.mark.ours_only("the reference lingers until its stdin ends")
@@ -411,7 +387,7 @@ async def test_a_violation_ends_a_stdio_server(target: str, line: str) -> None:
         await peer.send_raw(line)
         assert await peer.exit_code() == 1
         for pid in pids:
-            await until_gone(pid)
+            await until_dead(pid)
 
 
 @pytest.mark.ours_only("the reference lingers until its stdin yields something")
@@ -426,7 +402,7 @@ async def test_a_signal_ends_a_stdio_server_while_stdin_stays_open(
         peer.process.send_signal(number)
         assert await peer.exit_code() == 0
         for pid in pids:
-            await until_gone(pid)
+            await until_dead(pid)
 
 
 @pytest.mark.ours_only("the reference does not notice")
@@ -439,7 +415,7 @@ async def test_a_stdio_server_whose_output_nobody_reads_ends(target: str) -> Non
         await peer.send(STATUS)
         assert await peer.exit_code() == 0
         for pid in pids:
-            await until_gone(pid)
+            await until_dead(pid)
 
 
 async def assert_ended_by(target: str, number: signal.Signals) -> None:
@@ -455,7 +431,7 @@ async def assert_ended_by(target: str, number: signal.Signals) -> None:
             await peer.until_ended()
         assert await exit_code(daemon) == 0
         for pid in pids:
-            await until_gone(pid)
+            await until_dead(pid)
 
 
 @pytest.mark.case(21)
@@ -481,4 +457,4 @@ async def test_a_signal_ends_processes_of_detached_sessions(target: str) -> None
         daemon.process.terminate()
         assert await exit_code(daemon) == 0
         for pid in pids:
-            await until_gone(pid)
+            await until_dead(pid)

@@ -16,16 +16,12 @@ import trio
 import trio_websocket
 
 from daemons import Daemon
-from procfs import bytes_written, listener_pid, marked, new_marker, resident_kib, until
-from wire import PATIENCE_S, Answer, Event, Peer, connect, start_params
+from procfs import bytes_written, listening_pid, marked, new_marker, resident_kib, until, until_blocked
+from wire import PATIENCE_S, Answer, Event, Peer, connect, start_params, write_params
 
 GROWTH_KIB = 48 << 10
 """The memory that a stalled client may cost: far above what is kept per connection (about 2 MiB) plus
 noise, far below what the flood would fill within seconds."""
-
-
-def write_params(process_id: str, data: bytes, write_id: str) -> dict[str, str]:
-    return {"processId": process_id, "chunk": base64.b64encode(data).decode(), "writeId": write_id}
 
 
 def assert_in_order(peer: Peer, process_id: str, start_id: int) -> None:
@@ -124,7 +120,7 @@ async def test_client_that_stops_reading_costs_little_and_keeps_control(daemon: 
     When the client reads again it finds every event that was numbered, in order, up to the close.
     """
     marker = new_marker()
-    server = listener_pid(daemon.address[1])
+    server = listening_pid(daemon)
     async with connect(daemon.url) as bystander:
         await bystander.run("warm-up", "true")
         before = resident_kib(server)
@@ -140,7 +136,7 @@ async def test_client_that_stops_reading_costs_little_and_keeps_control(daemon: 
 
             await until(lambda: len(marked(marker)) == 1)
             (child,) = marked(marker)
-            await _until_blocked(child)
+            await until_blocked(child)
             grown = resident_kib(server) - before
             print(f"child wrote {bytes_written(child) >> 10} KiB, server grew by {grown} KiB")
             assert grown < GROWTH_KIB
@@ -167,16 +163,6 @@ async def test_client_that_stops_reading_costs_little_and_keeps_control(daemon: 
         assert kinds[-2:] == ["process/exited", "process/closed"]
 
 
-async def _until_blocked(pid: int) -> None:
-    """Wait until a process that does nothing but write has got nothing written for half a second."""
-    with trio.fail_after(PATIENCE_S):
-        last, calm = -1, 0
-        while calm < 10:
-            await trio.sleep(0.05)
-            now = bytes_written(pid)
-            last, calm = now, calm + 1 if now == last else 0
-
-
 @pytest.mark.case(37)
 @pytest.mark.ours_only("the reference stops reading a connection that does not read, terminate included")
 async def test_stalled_connection_still_executes_requests(daemon: Daemon, tmp_path: Path) -> None:
@@ -193,7 +179,7 @@ async def test_stalled_connection_still_executes_requests(daemon: Daemon, tmp_pa
             await stalled.send_message(json.dumps(request))
         await until(lambda: len(marked(marker)) == 1)
         (child,) = marked(marker)
-        await _until_blocked(child)
+        await until_blocked(child)
         touch = start_params("touch", "touch", str(proof))
         await stalled.send_message(json.dumps({"id": 3, "method": "process/start", "params": touch}))
         await until(proof.exists)

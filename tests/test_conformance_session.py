@@ -7,16 +7,10 @@ owns its socket and answers nothing by itself; `resumed` then comes back as an o
 from __future__ import annotations
 
 import base64
-import json
-import os
 import random
-import re
-import socket
-import struct
 import uuid
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,87 +19,14 @@ import trio
 
 from daemons import Daemon, start_daemon
 from procfs import marked, new_marker, until
+from raw_sockets import ATTACHED, bare
 from wire import PATIENCE_S, Answer, Peer, connect, start_params
-
-ATTACHED = -32010
-"""The error code for a session that another connection holds; a client tries again later."""
 
 PROMPT_S = 1.5
 """Bound for a resume after a connection that visibly ended. It must stay below the 2 s after which a server
 may drop a holder that is merely silent, so that this rescue cannot hide an end that went unnoticed."""
 
 REFERENCE_TTL_S = 80
-
-
-@dataclass
-class BareClient:
-    """A WebSocket client that is only a socket: it answers no ping, no close frame, and may just vanish."""
-
-    stream: trio.SocketStream
-    session_id: str = ""
-    received: bytes = b""
-
-    async def send(self, message: dict[str, Any]) -> None:
-        payload = json.dumps(message).encode()
-        length = (
-            bytes([0x80 | len(payload)]) if len(payload) < 126 else struct.pack("!BH", 0xFE, len(payload))
-        )
-        # A mask of zeros is a valid mask, and it leaves the payload as it is.
-        await self.stream.send_all(b"\x81" + length + b"\0\0\0\0" + payload)
-
-    async def until(self, pattern: bytes) -> re.Match[bytes]:
-        """Receive until `pattern` occurs, and forget everything up to its end; frames stay as they are."""
-        with trio.fail_after(PATIENCE_S):
-            while (match := re.search(pattern, self.received)) is None:
-                data = await self.stream.receive_some()
-                assert data, "the server ended the connection"
-                self.received += data
-        self.received = self.received[match.end() :]
-        return match
-
-    async def handshake(self, resume: str | None = None) -> None:
-        """Begin a session, or resume one, asking again for as long as another connection holds it."""
-        params = {"clientName": "tests", "resumeSessionId": resume}
-        answer = None
-        while answer is None or answer["session"] is None:
-            assert answer is None or int(answer["code"]) == ATTACHED
-            await self.send({"id": 1, "method": "initialize", "params": params})
-            answer = await self.until(rb'"sessionId":\s*"(?P<session>[^"]+)"|"code":\s*(?P<code>-\d+)')
-        self.session_id = answer["session"].decode()
-        await self.send({"method": "initialized"})
-
-    async def start(self, process_id: str, *argv: str) -> None:
-        await self.send({"id": 2, "method": "process/start", "params": start_params(process_id, *argv)})
-        await self.until(rb'"id":\s*2\b')
-
-    async def reset(self) -> None:
-        """End the connection with a RST."""
-        linger = struct.pack("ii", 1, 0)
-        self.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        await self.stream.aclose()
-
-    async def half_close(self) -> None:
-        """Send a FIN and go on listening."""
-        await self.stream.send_eof()
-
-    async def send_close_frame(self) -> None:
-        """Send a close frame with code 1000, and do nothing more."""
-        await self.stream.send_all(b"\x88\x82\0\0\0\0" + struct.pack("!H", 1000))
-
-
-@asynccontextmanager
-async def bare(daemon: Daemon) -> AsyncGenerator[BareClient]:
-    """A bare client after the WebSocket upgrade; the socket is closed at the end of the block."""
-    async with await trio.open_tcp_stream(*daemon.address) as stream:
-        client = BareClient(stream)
-        await stream.send_all(
-            b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
-            + base64.b64encode(os.urandom(16))
-            + b"\r\n\r\n"
-        )
-        await client.until(rb"^HTTP/1.1 101 [^$]*\r\n\r\n")
-        yield client
 
 
 async def initialize(peer: Peer, session_id: str) -> Answer:

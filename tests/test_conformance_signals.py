@@ -12,7 +12,7 @@ import pytest
 from complete_events import output_of, until_complete
 from daemons import Daemon
 from gates import gate_at
-from kernel_view import listening_pid, until_dead, until_stopped
+from procfs import listening_pid, until_dead, until_stopped
 from wire import Answer, Peer, connect
 
 SIGWAIT = """
@@ -54,7 +54,9 @@ async def test_interrupt_ends_a_process_that_does_not_mind_it(daemon: Daemon) ->
 async def test_interrupt_can_be_trapped(daemon: Daemon) -> None:
     """A handler runs, its output arrives and the exit code is its own."""
     async with connect(daemon.url) as peer:
-        await start_ready(peer, "p", "trap 'echo caught; exit 7' INT; echo ready; sleep 30")
+        await start_ready(
+            peer, "p", "trap 'echo caught; exit 7' INT; echo ready; while :; do sleep 0.05; done"
+        )
         assert (await send_signal(peer, "p", "interrupt")).ok() == {}
         await peer.until_closed("p")
         assert peer.output("p") == b"ready\ncaught\n"

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from daemons import Daemon, start_daemon
-from procfs import listener_pid, status_field, until
+from procfs import listening_pid, status_field, until
 from wire import PATIENCE_S, Peer, connect
 
 OS_ERRORS = {
@@ -216,7 +216,7 @@ async def test_child_starts_with_a_clean_slate(daemon: Daemon, tty: bool) -> Non
     assert child["NSsid"] == child["NSpgid"] == child["Pid"]
     assert int(child["SigBlk"], 16) == 0
     assert int(child["SigIgn"], 16) == 0
-    assert child["Umask"] == status_field(listener_pid(daemon.address[1]), "Umask")
+    assert child["Umask"] == status_field(listening_pid(daemon), "Umask")
 
 
 @pytest.mark.case(63)

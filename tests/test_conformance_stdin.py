@@ -6,7 +6,6 @@ a closed process is what arrived on its stdin, all of it and nothing more.
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import trio
 
 from daemons import Daemon
 from gates import Gate, gate_at
-from wire import Peer, connect
+from wire import Peer, connect, write_params
 
 UNTIL_END = ("sed", "/END/q")
 
@@ -26,10 +25,6 @@ CHUNK = 64 << 10
 """The capacity of a pipe, so that each further chunk waits in the queue as a whole."""
 
 QUEUED_CHUNKS = 128
-
-
-def write_params(process_id: str, data: bytes, write_id: str) -> dict[str, Any]:
-    return {"processId": process_id, "chunk": base64.b64encode(data).decode(), "writeId": write_id}
 
 
 async def status_of(peer: Peer, process_id: str, data: bytes, write_id: str) -> str:

@@ -7,8 +7,6 @@ connection and a new one can run a command.
 from __future__ import annotations
 
 import json
-import os
-import socket
 import struct
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, suppress
@@ -17,18 +15,14 @@ import pytest
 import trio
 
 from daemons import Daemon, start_daemon
-from procfs import listener_pid, resident_kib, until
+from frames import CLOSE, CONTINUATION, PING
+from procfs import listening_pid, open_descriptors, resident_kib, until
+from raw_sockets import INITIALIZE, INITIALIZED, UPGRADE, dial, frame, vanish
 from wire import PATIENCE_S, Answer, Peer, connect, start_params
 
 MALFORMED, BAD_PARAMS = -32600, -32602
 
-UPGRADE = (
-    b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-)
 REQUEST = b'{"id":1,"method":"environment/status"}'
-INITIALIZE = b'{"id":0,"method":"initialize","params":{"clientName":"tests"}}'
-INITIALIZED = b'{"method":"initialized"}'
 
 
 @pytest.fixture(scope="module")
@@ -37,39 +31,6 @@ def own_daemon(target: str) -> Generator[Daemon]:
     daemon = start_daemon(target)
     yield daemon
     assert daemon.stop() == 0
-
-
-def frame(payload: bytes, *, opcode: int = 1, final: bool = True) -> bytes:
-    """A client's frame (RFC 6455, 5.2), masked with zeros."""
-    first = bytes([opcode | (0x80 if final else 0)])
-    if len(payload) < 126:
-        length = bytes([0x80 | len(payload)])
-    elif len(payload) < 1 << 16:
-        length = b"\xfe" + struct.pack("!H", len(payload))
-    else:
-        length = b"\xff" + struct.pack("!Q", len(payload))
-    return first + length + bytes(4) + payload
-
-
-async def dial(daemon: Daemon, *parts: bytes) -> trio.SocketStream:
-    """A TCP connection on which `parts` have been sent, the first answer being awaited after an upgrade."""
-    stream = await trio.open_tcp_stream(*daemon.address)
-    for part in parts:
-        await stream.send_all(part)
-        if part is UPGRADE:
-            answer = b""
-            with trio.fail_after(PATIENCE_S):
-                while b"\r\n\r\n" not in answer:
-                    answer += await stream.receive_some()
-            assert answer.startswith(b"HTTP/1.1 101 ")
-    return stream
-
-
-async def vanish(stream: trio.SocketStream, *, reset: bool) -> None:
-    """Drop a connection without a goodbye: by FIN, or by RST as a crashed machine's router would."""
-    if reset:
-        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    await trio.aclose_forcefully(stream)
 
 
 async def until_hung_up(stream: trio.SocketStream) -> bytes:
@@ -85,16 +46,12 @@ async def until_hung_up(stream: trio.SocketStream) -> bytes:
     return said
 
 
-def open_descriptors(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
-
-
 @asynccontextmanager
 async def unharmed(daemon: Daemon) -> AsyncGenerator[Peer]:
     """Prove that the block does the server no harm; yields a connection that is open all the while."""
     async with connect(daemon.url) as witness:
         assert await witness.run("before", "echo", "hello") == (0, b"hello\n")
-        server = listener_pid(daemon.address[1])
+        server = listening_pid(daemon)
         before = open_descriptors(server)
         yield witness
         await until(lambda: open_descriptors(server) <= before)
@@ -162,9 +119,10 @@ CUTS = {
     "in the payload": LONG[:50_000],
     "before the last byte": LONG[:-1],
     "between two fragments": frame(REQUEST[:10], final=False),
-    "in the second fragment": frame(REQUEST[:10], final=False) + frame(REQUEST[10:], opcode=0)[:20],
-    "in a ping": frame(b"hello", opcode=9)[:-1],
-    "in a close frame": frame(b"\x03\xe8", opcode=8)[:-1],
+    "in the second fragment": frame(REQUEST[:10], final=False)
+    + frame(REQUEST[10:], opcode=CONTINUATION)[:20],
+    "in a ping": frame(b"hello", opcode=PING)[:-1],
+    "in a close frame": frame(b"\x03\xe8", opcode=CLOSE)[:-1],
 }
 
 
@@ -173,7 +131,7 @@ async def test_a_client_may_vanish_in_the_middle_of_a_frame(own_daemon: Daemon, 
     """Wherever the cut falls, before the handshake or after it, the server lets go of the connection."""
     async with unharmed(own_daemon):
         for cut in CUTS.values():
-            for said_before in ((), (frame(INITIALIZE), frame(INITIALIZED))):
+            for said_before in ((), (INITIALIZE, INITIALIZED)):
                 await vanish(await dial(own_daemon, UPGRADE, *said_before, cut), reset=reset)
 
 
@@ -199,7 +157,7 @@ async def test_half_requests_hold_up_nobody(own_daemon: Daemon) -> None:
 
 @pytest.mark.parametrize(
     "said",
-    [(), (UPGRADE,), (UPGRADE, frame(INITIALIZE)), (UPGRADE, frame(INITIALIZE), frame(INITIALIZED))],
+    [(), (UPGRADE,), (UPGRADE, INITIALIZE), (UPGRADE, INITIALIZE, INITIALIZED)],
     ids=["connected", "upgraded", "initialize sent", "handshake sent"],
 )
 async def test_200_connections_come_and_go(own_daemon: Daemon, said: tuple[bytes, ...]) -> None:
@@ -216,7 +174,7 @@ async def test_a_client_may_vanish_with_its_answers_unread(own_daemon: Daemon, r
     asks = frame(b'{"id":1,"method":"environment/info"}') * 1000
     async with unharmed(own_daemon):
         for _ in range(5):
-            stream = await dial(own_daemon, UPGRADE, frame(INITIALIZE), frame(INITIALIZED), asks)
+            stream = await dial(own_daemon, UPGRADE, INITIALIZE, INITIALIZED, asks)
             await vanish(stream, reset=reset)
 
 
@@ -253,7 +211,7 @@ async def test_an_endless_request_head_is_hung_up_on(own_daemon: Daemon) -> None
 async def test_a_frame_that_announces_too_much_is_hung_up_on(own_daemon: Daemon, length: int) -> None:
     """A length alone costs the server no memory: it ends the connection on sight of the header."""
     async with unharmed(own_daemon):
-        server = listener_pid(own_daemon.address[1])
+        server = listening_pid(own_daemon)
         before_kib = resident_kib(server)
         header = b"\x81\xff" + struct.pack("!Q", length) + bytes(4)
         await until_hung_up(await dial(own_daemon, UPGRADE, header + b"x" * 1000))

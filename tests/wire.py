@@ -158,10 +158,7 @@ class Peer:
         return await self.request("process/start", start_params(process_id, *argv, **fields))
 
     async def write(self, process_id: str, data: bytes, write_id: str) -> Answer:
-        chunk = base64.b64encode(data).decode()
-        return await self.request(
-            "process/write", {"processId": process_id, "chunk": chunk, "writeId": write_id}
-        )
+        return await self.request("process/write", write_params(process_id, data, write_id))
 
     async def process_read(self, process_id: str, **fields: Any) -> Answer:
         return await self.request("process/read", {"processId": process_id, **fields})
@@ -216,6 +213,11 @@ def start_params(process_id: str, *argv: str, **fields: Any) -> dict[str, Any]:
         "tty": False,
         **fields,
     }
+
+
+def write_params(process_id: str, data: bytes, write_id: str) -> dict[str, Any]:
+    """The params of a process/write."""
+    return {"processId": process_id, "chunk": base64.b64encode(data).decode(), "writeId": write_id}
 
 
 def env_policy(inherit: str = "none", **fields: Any) -> Mapping[str, Any]:

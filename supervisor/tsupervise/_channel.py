@@ -58,6 +58,15 @@ class ServerChannel(MessageChannel, Protocol):
         """`wake` is called when the channel has something of its own to send: call `send(())` then."""
         ...
 
+    def send_nowait(self, messages: Sequence[bytes]) -> bool:
+        """Send what can be sent without waiting, while no `send` is under way.
+
+        Returns:
+            Whether everything is out. If not, the channel keeps the rest: call `send(())` to send it, and
+            nothing else before.
+        """
+        ...
+
     async def keep_alive(self) -> None:
         """Watch over the peer; return when it must be taken for gone."""
         ...
@@ -79,6 +88,7 @@ class MemoryChannel:
     ) -> None:
         self._incoming = incoming
         self._outgoing = outgoing
+        self._kept: Sequence[bytes] = ()
 
     async def receive(self) -> Sequence[bytes]:
         try:
@@ -87,8 +97,16 @@ class MemoryChannel:
             return ()
 
     async def send(self, messages: Sequence[bytes]) -> None:
+        messages, self._kept = [*self._kept, *messages], ()
         if messages:
             await self._outgoing.send(messages)
+
+    def send_nowait(self, messages: Sequence[bytes]) -> bool:
+        try:
+            self._outgoing.send_nowait(messages)
+        except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
+            self._kept = messages
+        return not self._kept
 
     async def aclose(self, code: CloseCode, reason: str) -> None:
         self._incoming.close()

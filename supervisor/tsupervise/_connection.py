@@ -26,7 +26,7 @@ from tsupervise_protocol.messages import METHODS, Message
 
 from ._channel import CloseCode, ServerChannel
 from ._handlers import ROWS, Row
-from ._outbox import Outbox
+from ._outbox import JOIN_BYTES, Outbox
 from ._session import Session
 from ._supervisor import Supervisor
 
@@ -55,7 +55,7 @@ class Connection:
 
     def __init__(self, supervisor: Supervisor, channel: ServerChannel) -> None:
         self.supervisor = supervisor
-        self.outbox = Outbox()
+        self.outbox = Outbox(channel.send_nowait)
         self._channel = channel
         self._handshake = Handshake()
         self._session: Session | None = None
@@ -86,7 +86,7 @@ class Connection:
 
     async def run(self) -> None:
         """Serve the peer until it leaves, breaks the protocol or must be taken for gone; then close."""
-        self._channel.set_waker(self.outbox.wake)
+        self._channel.set_waker(self.outbox.nudge)
         try:
             with self._scope:
                 # Children of this nursery: the sending task and the watch over the peer.
@@ -122,7 +122,11 @@ class Connection:
         try:
             while True:
                 await self.outbox.wait()
-                await self._channel.send(self.outbox.take())
+                messages = self.outbox.take()
+                await self._channel.send(messages)
+                if len(messages) == 1 and len(messages[0]) > JOIN_BYTES:
+                    # A channel may take all without a checkpoint; in a flood the others want their turn.
+                    await trio.lowlevel.checkpoint()
         except trio.BrokenResourceError:
             self._end(CloseCode.GOING_AWAY, "the peer is gone")
 
@@ -145,15 +149,16 @@ class Connection:
 
     async def _receive_messages(self) -> None:
         while messages := await self._channel.receive():
-            for message in messages:
-                try:
-                    await self._take_message(message)
-                except MalformedMessage as error:
-                    self.outbox.reply(encode_malformed(self._channel.label, str(error)))
-                except ProtocolViolation as violation:
-                    self.violated = True
-                    self._farewell = (CloseCode.POLICY_VIOLATION, str(violation))
-                    return
+            with self.outbox.corked():
+                for message in messages:
+                    try:
+                        await self._take_message(message)
+                    except MalformedMessage as error:
+                        self.outbox.reply(encode_malformed(self._channel.label, str(error)))
+                    except ProtocolViolation as violation:
+                        self.violated = True
+                        self._farewell = (CloseCode.POLICY_VIOLATION, str(violation))
+                        return
             # A peer that asks and does not read the answers: its next requests wait, too.
             await self.outbox.wait_for_reply_room()
         self._farewell = (CloseCode.NORMAL, "")

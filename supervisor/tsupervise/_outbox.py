@@ -8,6 +8,9 @@ stops the pipes that flow towards it, and nothing else.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from time import perf_counter
 
 import trio
 
@@ -31,6 +34,12 @@ JOIN_BYTES = 16 << 10
 faster; joining large ones costs almost half of the throughput (measured)."""
 
 
+JOIN_WINDOW_S = 50e-6
+"""Events that come within this time of the last one that was sent at once wait for the sending task, which joins
+what it finds: one echo goes out without a task switch (it is a third faster so, measured), and the output of a
+hundred processes in one send."""
+
+
 class Feed:
     """The events of one process on their way to one connection."""
 
@@ -47,13 +56,14 @@ class Feed:
 
     def put(self, event: Event) -> None:
         """Queue an event. Never waits: `has_room` is asked before output is read, not after."""
-        if not self._events:
-            self._outbox.feed_is_ready(self)
+        was_empty = not self._events
         self._events.append(event)
         if isinstance(event, Chunk):
             size = len(event.data)
             self._size += size
             self._outbox.event_bytes += size
+        if was_empty:
+            self._outbox.feed_is_ready(self)
 
     @property
     def has_room(self) -> bool:
@@ -78,7 +88,8 @@ class Feed:
             size = len(event.data)
             self._size -= size
             self._outbox.event_bytes -= size
-            self._room.unpark_all()
+            if self._room:
+                self._room.unpark_all()
             template = self._templates.get(event.stream)
             if template is None:
                 template = self._templates[event.stream] = OutputTemplate(self._process_id, event.stream)
@@ -111,15 +122,23 @@ class Feed:
 
 
 class Outbox:
-    """All that waits for the sending task of one connection."""
+    """All that waits to be sent on one connection.
 
-    def __init__(self) -> None:
+    Args:
+        send_now: sends what can be sent without waiting; False if something is left, which the next send of
+            the sending task begins with.
+    """
+
+    def __init__(self, send_now: Callable[[list[bytes]], bool]) -> None:
+        self._send_now = send_now
         self._replies: deque[bytes] = deque()
         self._ready: deque[Feed] = deque()
         self._waiting = trio.lowlevel.ParkingLot()
         self._emptied = trio.lowlevel.ParkingLot()
         self._reply_room = trio.lowlevel.ParkingLot()
-        self._awake = False
+        self._nudged = False
+        self._corked = False
+        self._sent_now_at = 0.0
         self._reply_bytes = 0
         self.event_bytes = 0
         self.event_room = trio.lowlevel.ParkingLot()
@@ -128,17 +147,44 @@ class Outbox:
         """Queue a reply. Never waits: large ones ask `has_reply_room` before they are made."""
         self._replies.append(message)
         self._reply_bytes += len(message)
-        self.wake()
+        if not self._corked:
+            self._waiting.unpark_all()
 
     def feed_is_ready(self, feed: Feed) -> None:
         """A feed has its first event."""
         self._ready.append(feed)
-        self.wake()
+        if self._corked:
+            return
+        now = perf_counter()
+        if now - self._sent_now_at > JOIN_WINDOW_S:
+            self._sent_now_at = now
+            self.flush()
+        else:
+            self._waiting.unpark_all()
 
-    def wake(self) -> None:
-        """There is something to send; also for what a channel has of its own."""
-        if not self._awake:
-            self._awake = True
+    def nudge(self) -> None:
+        """The channel has something of its own to send."""
+        self._nudged = True
+        self._waiting.unpark_all()
+
+    @contextmanager
+    def corked(self) -> Generator[None]:
+        """Join what is queued within the block, and send it at its end."""
+        self._corked = True
+        try:
+            yield
+        finally:
+            self._corked = False
+            if self._replies or self._ready:
+                self.flush()
+
+    def flush(self) -> None:
+        """Send at once what the channel takes at once, if the sending task has nothing under way."""
+        if not self._waiting:
+            return
+        if not self._send_now(self.take()):
+            self.nudge()
+        elif self._replies or self._ready:
             self._waiting.unpark_all()
 
     @property
@@ -151,14 +197,14 @@ class Outbox:
 
     async def wait(self) -> None:
         """Wait until there may be something to send. For one task."""
-        while not self._awake:
+        while not (self._nudged or self._replies or self._ready):
             self._emptied.unpark_all()
             await self._waiting.park()
-        self._awake = False
+        self._nudged = False
 
     async def wait_until_empty(self) -> None:
         """Wait until everything has been taken and sent, and the sending task waits for more."""
-        while self._awake or not self._waiting:
+        while self._nudged or self._replies or self._ready or not self._waiting:
             await self._emptied.park()
 
     def take(self) -> list[bytes]:
@@ -188,8 +234,8 @@ class Outbox:
             batch.append(message)
             if not feed.is_empty:
                 self._ready.append(feed)
-        if self._replies or self._ready:
-            self._awake = True
+        if not self.event_room:
+            return batch
         if not self._ready:
             self.event_room.unpark_all()
         elif self.event_bytes < MAX_EVENT_BYTES:

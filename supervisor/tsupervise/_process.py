@@ -197,7 +197,8 @@ class Process:
     def _announce(self, event: Event) -> None:
         if self._feed is not None:
             self._feed.put(event)
-        self._changed.unpark_all()
+        if self._changed:
+            self._changed.unpark_all()
 
     def forget(self) -> None:
         """Nobody will ask any more: the retention time is over, the start came to nothing, the session ends."""
@@ -270,6 +271,9 @@ class Process:
         if self.state is not State.RUNNING or self._stdin.ending:
             return "stdinClosed"
         if self._stdin_is_broken:
+            # A dying child closes its stdin before it is dead: do not say "accepted" of its end.
+            if self._terminated or child.has_exited():
+                return "stdinClosed"
             data = b""
         if not self._stdin.has_room(len(data)):
             return None

@@ -129,6 +129,10 @@ class Child:
         """Wait until the child is dead. It stays unreaped, so that its number stays its own."""
         await trio.lowlevel.wait_readable(self.pidfd)
 
+    def has_exited(self) -> bool:
+        """Whether the child is dead already, without waiting."""
+        return os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+
     def exit_status(self) -> tuple[int, int | None]:
         """The exit code, or 128 + signal, and the signal if one ended it. Call after `wait_exit`."""
         info = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT)

@@ -30,6 +30,7 @@ class StdioChannel:
         self._stdout = stdout
         self._line = bytearray()
         self._ended = False
+        self._kept: Sequence[bytes] = ()
 
     def set_waker(self, wake: Callable[[], None]) -> None:
         """It never has anything of its own to send."""
@@ -75,6 +76,7 @@ class StdioChannel:
         return messages
 
     async def send(self, messages: Sequence[bytes]) -> None:
+        messages, self._kept = [*self._kept, *messages], ()
         if not messages:
             return
         data = b"".join(message + b"\n" for message in messages)
@@ -82,6 +84,11 @@ class StdioChannel:
             await trio.to_thread.run_sync(self._write, data, abandon_on_cancel=True)
         except OSError as error:
             raise trio.BrokenResourceError(f"standard output: {error.strerror}") from error
+
+    def send_nowait(self, messages: Sequence[bytes]) -> bool:
+        """Whether a blocking descriptor would take them, nobody can tell: they wait for `send`."""
+        self._kept = messages
+        return not messages
 
     def _write(self, data: bytes) -> None:
         rest = memoryview(data)

@@ -31,13 +31,22 @@ class WebSocketChannel:
         stream: the socket, owned from now on.
         peer: IP:PORT of the other side.
         leftover: bytes that came behind the upgrade request.
+        try_send: sends what the stream takes without waiting, and returns how many bytes that was.
     """
 
-    def __init__(self, stream: trio.abc.HalfCloseableStream, peer: str, leftover: bytes = b"") -> None:
+    def __init__(
+        self,
+        stream: trio.abc.HalfCloseableStream,
+        peer: str,
+        leftover: bytes = b"",
+        try_send: Callable[[bytes], int] = lambda _: 0,
+    ) -> None:
         self.label = f"websocket JSON-RPC message from exec-server websocket {peer}"
         self._stream = stream
         self._websocket = WebSocket()
         self._leftover = leftover
+        self._try_send = try_send
+        self._unsent = b""
         self._reads = 0
         self._heard = trio.lowlevel.ParkingLot()
         self._peer_has_ended = False
@@ -74,11 +83,26 @@ class WebSocketChannel:
             return b""
 
     async def send(self, messages: Sequence[bytes]) -> None:
-        data = self._websocket.take_control() + self._websocket.frame(messages)
+        data = self._bytes_of(messages)
+        if self._unsent:
+            data, self._unsent = self._unsent + data, b""
         if data:
             self._sending = True
             await self._stream.send_all(data)
             self._sending = False
+
+    def send_nowait(self, messages: Sequence[bytes]) -> bool:
+        data = self._bytes_of(messages)
+        sent = self._try_send(data)
+        if sent == len(data):
+            return True
+        self._unsent = data[sent:]
+        return False
+
+    def _bytes_of(self, messages: Sequence[bytes]) -> bytes:
+        frames = self._websocket.frame(messages)
+        control = self._websocket.take_control()
+        return control + frames if control else frames
 
     async def keep_alive(self) -> None:
         ping_at = trio.current_time()
@@ -110,7 +134,9 @@ class WebSocketChannel:
             return
         self._closed = True
         try:
-            if not self._sending:  # else half a message is out and nothing more can be said
+            if (
+                not self._sending and not self._unsent
+            ):  # else half a message may be out: nothing more can be said
                 self._websocket.close(code, reason)  # if the peer has not closed or earned a close already
                 await self._stream.send_all(self._websocket.take_close())
                 if not self._peer_has_ended:

@@ -12,17 +12,19 @@ from ._listen_address import ListenRefused, check_exposure, parse_listen_url
 from ._version import __version__
 
 
-class _TrueOrFalse(click.ParamType[bool]):
-    """A flag's variable: exactly `true` or `false`, as other servers of this protocol have it."""
+_STDIN_CLOSE_VARIABLES = ("TSUPERVISE_EXIT_ON_STDIN_CLOSE", "CODEX_EXEC_SERVER_EXIT_ON_STDIN_CLOSE")
+"""Set to `true` or `false`; the second is the name that launchers of other servers of this protocol know."""
 
-    name = "true|false"
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> bool:
-        if isinstance(value, bool):
-            return value
-        if value not in ("true", "false"):
-            self.fail(f"expected true or false, got {value!r}", param, ctx)
-        return value == "true"
+def _stdin_close_variable() -> bool:
+    # Not click's own reading of variables: for a flag that takes any text for one of the two.
+    for name in _STDIN_CLOSE_VARIABLES:
+        value = os.environ.get(name)
+        if value not in (None, "true", "false"):
+            raise click.UsageError(f"{name} must be `true` or `false`, not {value!r}")
+        if value is not None:
+            return value == "true"
+    return False
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -82,8 +84,7 @@ def main() -> None:
 @click.option(
     "--exit-on-stdin-close",
     is_flag=True,
-    type=_TrueOrFalse(),
-    envvar=["TSUPERVISE_EXIT_ON_STDIN_CLOSE", "CODEX_EXEC_SERVER_EXIT_ON_STDIN_CLOSE"],
+    default=_stdin_close_variable,
     help="Shut down when stdin ends, as it does when the parent dies.",
 )
 @click.option(

@@ -16,6 +16,7 @@ from ._connection import Connection
 from ._http_door import HttpDoor, Respond, Upgrade
 from ._listen_address import ListenAddress, TcpAddress
 from ._settings import Settings
+from ._socket_stream import EagerSocketStream
 from ._spawn import open_low_descriptors
 from ._stdio_channel import StdioChannel
 from ._supervisor import Supervisor, open_supervisor_core
@@ -133,22 +134,24 @@ async def _serve_listener(supervisor: Supervisor, listener: trio.SocketListener)
     print(f"ws://{_authority(host, port)}", flush=True)
     log.info("listening at %s", _authority(host, port))
 
-    async def serve(stream: trio.SocketStream) -> None:
+    async def serve(accepted: trio.SocketStream) -> None:
         # A bug of ours in one connection must not end the others.
         try:
-            await _serve_stream(supervisor, stream)
+            await _serve_socket(supervisor, socket.socket(fileno=accepted.socket.detach()))
         except* Exception:
             log.exception("a connection failed inside the server")
 
     await trio.serve_listeners(serve, [listener])
 
 
-async def _serve_stream(supervisor: Supervisor, stream: trio.SocketStream) -> None:
+async def _serve_socket(supervisor: Supervisor, sock: socket.socket) -> None:
+    stream = EagerSocketStream(sock)
     try:
-        host, port = stream.socket.getpeername()[:2]
+        host, port = sock.getpeername()[:2]
         upgrade = await _pass_door(stream)
         if upgrade is not None:
-            channel = WebSocketChannel(stream, _authority(host, port), upgrade.leftover)
+            peer = _authority(host, port)
+            channel = WebSocketChannel(stream, peer, upgrade.leftover, stream.try_send)
             await Connection(supervisor, channel).run()
     except (OSError, trio.BrokenResourceError):
         pass  # gone before it had said anything
@@ -156,7 +159,7 @@ async def _serve_stream(supervisor: Supervisor, stream: trio.SocketStream) -> No
         await trio.aclose_forcefully(stream)
 
 
-async def _pass_door(stream: trio.SocketStream) -> Upgrade | None:
+async def _pass_door(stream: EagerSocketStream) -> Upgrade | None:
     """Read the HTTP request and answer it; None if it is no upgrade, or does not come in time."""
     door = HttpDoor()
     with trio.move_on_after(HEAD_TIMEOUT_S):
