@@ -146,18 +146,34 @@ async def test_a_terminal_has_a_size_that_can_change(daemon: Daemon) -> None:
 @pytest.mark.parametrize("how", ["end", "error", "cancel"])
 async def test_the_end_of_its_block_ends_a_process(daemon: Daemon, how: str) -> None:
     """However the block ends, the process is dead when it has ended."""
-    process = None
     async with connected(daemon) as client:
+        process = None
         with trio.CancelScope() as scope, suppress(KeyError):
             async with client.open_process(["sleep", "60"]) as process:
-                if how == "cancel":
-                    scope.cancel()
-                    await trio.sleep_forever()
-                if how == "error":
-                    raise KeyError
+                await end_body(how, scope)
         assert process is not None
         assert process.closed
         assert process.exit_code == 137
+
+
+@pytest.mark.parametrize("how", ["error", "cancel"])
+async def test_the_end_of_everything_ends_a_process_in_order(daemon: Daemon, how: str) -> None:
+    """Also if the connection's own block ends at the same time, the process is seen to die before it."""
+    process = None
+    with trio.CancelScope() as scope, suppress(KeyError):
+        async with connected(daemon) as client, client.open_process(["sleep", "60"]) as process:
+            await end_body(how, scope)
+    assert process is not None
+    assert process.closed
+    assert process.exit_code == 137
+
+
+async def end_body(how: str, scope: trio.CancelScope) -> None:
+    if how == "error":
+        raise KeyError
+    if how == "cancel":
+        scope.cancel()
+        await trio.sleep_forever()
 
 
 async def test_a_refused_start_says_why_and_frees_its_id(daemon: Daemon) -> None:

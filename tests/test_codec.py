@@ -330,12 +330,16 @@ def test_the_number_of_scalar_members_is_that_of_an_ordinary_request(method: str
 
 
 VALUES = st.sampled_from(
-    ["1", "null", '"p"', '"a:b"', '"::"', '"interrupt"', "24", "[]", "{}", "[1,[2]]", '{"a":1}']
-    + ['{"a":1,"a":2}', "[" * 126 + "]" * 126, "[" * 130 + "]" * 130, '"[[[[["', "true"]
+    [
+        *("1", "24", "null", "true", '"p"', '"a:b"', '"::"', '"interrupt"', '"[[[[["'),
+        *("[]", "{}", "[1,[2]]", '{"a":1}', '{"a":1,"a":2}', "[" * 126 + "]" * 126, "[" * 130 + "]" * 130),
+    ]
 )
 NAMES = st.sampled_from(
-    ["id", "method", "params", "processId", "chunk", "writeId", "signal", "rows", "cols", "a", "b", "trace"]
-    + ["result", "error", "\\u0069d", "processI\\u0064"]
+    [
+        *("id", "method", "params", "trace", "result", "error", "a", "b", "\\u0069d"),
+        *("processId", "processI\\u0064", "chunk", "writeId", "signal", "rows", "cols"),
+    ]
 )
 MEMBERS = st.lists(st.tuples(NAMES, VALUES), max_size=6)
 

@@ -7,6 +7,7 @@ held by the test, for no real process keeps virtual time.
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import os
 import random
@@ -15,7 +16,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
 
 import pytest
 import trio
@@ -24,8 +27,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from frames import PING, PONG, TEXT, client_frame
 from frames import CLOSE as CLOSE_FRAME
+from frames import PING, PONG, TEXT, client_frame
 from in_process import PATIENCE_S, House, MemoryPeer, PipeChild, open_house, write_params
 from tsupervise._channel import CloseCode
 from tsupervise._connection import MAX_OPEN_REQUESTS, PROBE_S, Connection
@@ -40,7 +43,7 @@ from tsupervise._stdin_queue import MAX_CHUNKS
 from tsupervise._websocket_channel import PING_INTERVAL_S, PONG_TIMEOUT_S, WebSocketChannel
 from tsupervise_protocol.base64_text import encode_base64_str
 from tsupervise_protocol.errors import ErrorCode
-from tsupervise_protocol.messages import ReadParams, StartParams, WriteParams, WriteResult
+from tsupervise_protocol.messages import Message, StartParams, WriteParams, WriteResult
 from wire import PATIENCE_S as REAL_PATIENCE_S
 from wire import Answer
 
@@ -168,8 +171,7 @@ async def test_a_peer_that_never_pongs_is_dropped_and_its_session_lives(
         peer.answers_pings = False
         house.nursery.start_soon(peer.receive)
         session_id = await peer.handshake()
-        params = {"processId": "p", "argv": ["fake"], "cwd": "file:///", "env": {}, "tty": False}
-        (await peer.request("process/start", params)).ok()
+        (await peer.request("process/start", start_of("p"))).ok()
         with trio.fail_after(PATIENCE_S):
             await peer.gone.wait()
         waited = trio.current_time() - began
@@ -662,7 +664,6 @@ async def test_a_terminate_overtakes_a_start_that_is_held_up(
 ) -> None:
     """It says true, the start fails, a child that comes all the same is killed, and the id is free."""
     async with start_held_up(stubborn) as (house, peer, spawner, request_id):
-        assert (await peer.write("p", b"x", "w")).ok() == {"status": "starting"} if False else True
         assert (await peer.terminate("p")).ok() == {"running": True}
         spawner.gate.set()
         answer = await peer.answer_to(request_id)
@@ -745,8 +746,10 @@ async def test_a_start_that_is_one_request_too_many_reserves_nothing(
         for _ in range(MAX_OPEN_REQUESTS):
             await peer.send("process/read", {"processId": "p", "waitMs": 3_600_000})
         refused = await peer.start("q")
-        assert refused.code == ErrorCode.TOO_MANY_REQUESTS
-        assert house.supervisor.sessions[0].find("q") is None
+        reserved = house.supervisor.sessions[0].find("q")
+    gc.collect()  # a start that nobody ever awaits would be a warning, and should be one here
+    assert refused.code == ErrorCode.TOO_MANY_REQUESTS
+    assert reserved is None
 
 
 # --- cancellation at every suspension point ----------------------------------------------------------
@@ -846,12 +849,13 @@ async def test_a_process_cut_off_anywhere_leaves_nothing(tty: bool) -> None:
             assert (open_descriptors(), children_of_ours()) == before, suspensions
             assert (process.log.closed is None) == cut
             if not cut:
-                break
-        assert suspensions > 4
-    output = b"".join(chunk.data for chunk in process.log.page(0, None)[0])
-    assert sorted(output.split()) == (sorted([b"out", b"in", b"in"]) if tty else [b"in", b"out"])
-    assert process.log.exit is not None
-    assert process.log.exit.code == 3
+                assert suspensions > 2
+                output = b"".join(chunk.data for chunk in process.log.page(0, None)[0])
+                heard = [b"in", b"in"] if tty else [b"in"]  # a terminal echoes
+                assert sorted(output.split()) == [*heard, b"out"]
+                assert process.log.exit is not None
+                assert process.log.exit.code == 3
+                return
 
 
 def fill_stdin(process: Process, child: PipeChild) -> bytes:
@@ -925,7 +929,7 @@ async def test_a_write_cancelled_at_any_suspension_has_done_all_or_nothing(
 
             async def request(params: WriteParams = params) -> None:
                 outcome = ROWS["process/write"].handler(peer.connection, params)
-                assert not isinstance(outcome, WriteResult), "the queue is full, so it has to wait"
+                assert not isinstance(outcome, Message), "the queue is full, so it has to wait"
                 await outcome
 
             async with trio.open_nursery() as nursery:
@@ -949,8 +953,8 @@ async def test_a_write_cancelled_at_any_suspension_has_done_all_or_nothing(
             assert heard.count(MARK) == 1
             assert heard.replace(b"\xff", b"") == expected
             if not canceller.scope.cancelled_caught:
-                break
-        assert suspensions > 1
+                assert suspensions > 1
+                return
 
 
 async def test_a_write_with_room_is_accepted_without_a_checkpoint(
@@ -973,97 +977,116 @@ async def test_a_write_with_room_is_accepted_without_a_checkpoint(
 
 
 class WriteMachine(RuleBasedStateMachine):
-    """A process with a tiny pipe for its stdin, beside a list of what it accepted and a list of what it said."""
+    """One client that writes, loses its connection and retries, beside the list of what it meant to write.
+
+    The supervisor lives in a loop of its own thread; each rule runs there until nothing moves any more.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.log = EventLog(max_bytes=1 << 16)
-        self.process = Process(start_params_of("p"), "u", self.log, RetainedTotal(), 1 << 20)
-        self.child = PipeChild(SpawnRequest(["fake"], b"/", {}, pipe_stdin=True))
-        fcntl.fcntl(self.child.stdin_end, fcntl.F_SETPIPE_SZ, SMALLEST_PIPE)
-        self.process.spawned(self.child)
-        self.accepted: dict[str, bytes] = {}
+        self.meant: dict[str, bytes] = {}
+        """The first content of each id, in order: what the child must hear."""
+        self.open: dict[int, tuple[str, dict[str, Any], set[str]]] = {}
+        """Requests without an answer, by id: method, params and the answers that are right."""
         self.heard = b""
-        self.said: list[int] = []
         self.ending = False
+        started: SimpleQueue[trio.lowlevel.TrioToken] = SimpleQueue()
+        self.thread = Thread(target=trio.run, args=(self.live, started))
+        self.thread.start()
+        self.token = started.get()
+        self.settle()
 
-    @rule(write_id=st.integers(0, 300), size=st.integers(0, 3000), times=st.integers(1, 150))
-    def write(self, write_id: int, size: int, times: int) -> None:
-        """Writes with neighbouring ids, some of them known; an answer is final, no answer changes nothing."""
-        for number in range(write_id, write_id + times):
-            name, data = str(number), number.to_bytes(2, "big") * (size // times)
-            status = in_trio(lambda name=name, data=data: self.process.write_now(name, data))
-            if name in self.accepted:
-                assert status == "accepted"
-            elif self.ending:
-                assert status == "stdinClosed"
-            elif status is not None:
-                assert status == "accepted"
-                self.accepted[name] = data
+    async def live(self, started: SimpleQueue[trio.lowlevel.TrioToken]) -> None:
+        self.stop = trio.Event()
+        async with open_house() as house:
+            self.house = house
+            self.peer = await house.connect()
+            (await self.peer.start("p", pipeStdin=True)).ok()
+            (self.session,), (self.child,) = house.supervisor.sessions, house.children
+            fcntl.fcntl(self.child.stdin_end, fcntl.F_SETPIPE_SZ, SMALLEST_PIPE)
+            started.put(trio.lowlevel.current_trio_token())
+            await self.stop.wait()
 
-    @precondition(lambda self: self.child.stdin_end != -1)
+    def settle(self, function: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Run something in the loop, wait until all is quiet, and check the answers that have come."""
+
+        async def run() -> None:
+            if function is not None:
+                await function()
+            await trio.testing.wait_all_tasks_blocked()
+
+        trio.from_thread.run(run, trio_token=self.token)
+        for request_id in [known for known in self.open if known in self.peer.answers]:
+            _, _, due = self.open.pop(request_id)
+            assert self.peer.answers[request_id].ok()["status"] in due
+
+    async def ask(self, method: str, params: dict[str, Any], due: set[str]) -> None:
+        self.open[await self.peer.send(method, params)] = (method, params, due)
+
+    @rule(first=st.integers(0, 300), times=st.integers(1, 150), size=st.integers(0, 40))
+    def write(self, first: int, times: int, size: int) -> None:
+        """Neighbouring ids, some of them known; with other content a known one is still a repetition."""
+
+        async def write() -> None:
+            for number in range(first, first + times):
+                write_id, data = str(number), b"%d," % len(self.meant) * size
+                known = write_id in self.meant
+                if not known and not self.ending:
+                    self.meant[write_id] = data
+                due = {"accepted" if known or not self.ending else "stdinClosed"}
+                await self.ask("process/write", write_params("p", data, write_id), due)
+
+        self.settle(write)
+
     @rule()
     def hear(self) -> None:
-        """The child reads what is in its pipe."""
+        """The child reads what is in its pipe, which makes room."""
         self.heard += self.child.heard()
-        assert b"".join(self.accepted.values()).startswith(self.heard)
+        assert b"".join(self.meant.values()).startswith(self.heard)
+        self.settle()
 
-    @rule(sizes=st.lists(st.integers(1, 20_000), max_size=5))
-    def say(self, sizes: list[int]) -> None:
-        for size in sizes:
-            self.said.append(size)
-            self.log.append("stdout", bytes(size))
+    @rule(steps=st.integers(0, 12), hears=st.booleans())
+    def lose_the_connection(self, steps: int, hears: bool) -> None:
+        """At any moment, with room being made or not; what had no answer is sent again, in order."""
 
-    @rule(after=st.integers(0, 20), max_bytes=st.one_of(st.none(), st.integers(0, 50_000)))
-    def read(self, after: int, max_bytes: int | None) -> None:
-        """What comes is in order, without a hole behind its first, and reports what is missing before that."""
-        params = ReadParams(process_id="p", after_seq=after, max_bytes=max_bytes)
-        result = self.process.read_now(params)
-        assert result is not None
-        seqs = [chunk.seq for chunk in result.chunks]
-        assert seqs == list(range(seqs[0], seqs[0] + len(seqs))) if seqs else True
-        assert result.next_seq == (seqs[-1] + 1 if seqs and max_bytes is not None else len(self.said) + 1)
-        assert result.truncated == (after + 1 < result.first_seq)
-        if seqs:
-            assert seqs[0] == max(after + 1, result.first_seq)
+        async def lose() -> None:
+            if hears:
+                self.heard += self.child.heard()
+            for _ in range(steps):
+                await trio.lowlevel.checkpoint()
+            await self.peer.drop()
+            unanswered = [self.open[known] for known in self.open if known not in self.peer.answers]
+            self.open.clear()
+            self.peer = await self.house.connect(self.session.session_id)
+            for method, params, due in unanswered:
+                # Unlike a write, an end that was accepted unheard cannot be told from an earlier one.
+                again = due if method == "process/write" else due | {"stdinClosed"}
+                await self.ask(method, params, again)
+
+        self.settle(lose)
 
     @precondition(lambda self: not self.ending)
+    @precondition(lambda self: len(self.meant) > 50)
     @rule()
     def close_stdin(self) -> None:
-        """End-of-file comes behind everything accepted."""
-        assert in_trio(self.process.close_stdin) == "accepted"
+        """End-of-file comes behind everything written before."""
         self.ending = True
+        self.settle(lambda: self.ask("process/closeStdin", {"processId": "p"}, {"accepted"}))
 
     def teardown(self) -> None:
-        """Everything accepted arrives, once and in order, and the end only where it was asked for."""
-        expected = b"".join(self.accepted.values())
-        for _ in range(len(self.accepted) + 1000):
-            self.heard += self.child.heard()
-            if self.heard == expected:
-                break
-            # What the child does not take at once is fed when there is room: here, by asking again.
-            in_trio(lambda: self.process.write_now("flush", b""))
-            in_trio(self.feed)
-        assert self.heard == expected
-        in_trio(self.child.close)
-        self.child.end()
-
-    def feed(self) -> None:
-        """What the feeding task does when the pipe has room."""
-        if self.process.write_now(f"feed{len(self.heard)}", b"") == "accepted":
-            self.accepted.setdefault(f"feed{len(self.heard)}", b"")
-
-
-T = TypeVar("T")
-
-
-def in_trio(function: Callable[[], T]) -> T:
-    """Call a function where trio can be told of closed descriptors."""
-
-    async def call() -> T:
-        return function()
-
-    return trio.run(call)
+        """A child that reads on hears everything meant, once and in order, and the end where it was asked for."""
+        try:
+            progress = -1
+            while progress != len(self.heard):
+                progress = len(self.heard)
+                self.hear()
+            assert self.open == {}
+            assert self.heard == b"".join(self.meant.values())
+            if self.ending:
+                assert os.read(self.child.stdin_end, 1) == b""
+        finally:
+            self.token.run_sync_soon(self.stop.set)
+            self.thread.join()
 
 
 WriteMachine.TestCase.settings = settings(max_examples=20, stateful_step_count=20, deadline=None)

@@ -251,6 +251,7 @@ async def connect(url: str, *, handshake: bool = True, resume: str | None = None
                 await peer.handshake(resume)
             yield peer
         finally:
-            with trio.move_on_after(2, shield=True):
-                await ws.aclose()
+            if not peer.ended:
+                with trio.move_on_after(2, shield=True):
+                    await ws.aclose()
             nursery.cancel_scope.cancel()

@@ -115,7 +115,7 @@ def decode_from_client(data: bytes) -> Request | Notification:
     envelope = _decode_envelope(data)
     method = envelope.method
     row = None if method is UNSET else METHODS.get(method)
-    scalar_members = None if row is None else row.scalar_members
+    scalar_members = None if row is None or envelope.id is UNSET else row.scalar_members
     # An ordinary write has six members, all known and all scalar. If its params decode and there are no
     # more than six colons in the text, then there is no room for a further or a second member, and every
     # limit holds: the full check would cost more than all the rest of the decoding.

@@ -1,6 +1,27 @@
-"""`python -m tsupervise` is `tsupervise`."""
+"""The command `tsupervise`, also as `python -m tsupervise`.
 
-from .cli import main
+`tsupervise run` stays as the keeper of a daemon, so nothing may be loaded here that it does not need.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from ._keeper import KEPT, die_with_keeper, keep
+
+
+def main() -> None:
+    """Be the keeper, or the daemon that it starts, or any other command."""
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["run"] and sys.platform == "linux":
+        sys.exit(keep(arguments))
+    if arguments[:1] == [KEPT]:
+        die_with_keeper()
+        arguments = arguments[1:]
+    from .cli import main as run_command
+
+    run_command(arguments, prog_name="tsupervise")
+
 
 if __name__ == "__main__":
-    main(prog_name="tsupervise")
+    main()

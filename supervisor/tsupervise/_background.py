@@ -12,20 +12,32 @@ import trio
 async def open_background() -> AsyncGenerator[trio.Nursery]:
     """Open a nursery whose tasks end with the block, and let the body's own error leave it bare.
 
-    A plain nursery wraps the error of its body into a group, so that `except KeyError` around a block
-    would not see a KeyError. The tasks must not raise: they record what went wrong where the body looks.
+    A plain nursery is cancelled along with its body, so that a body which cleans up in a shield, by calls
+    that need the tasks, would wait in vain: these tasks go on until the block ends. And it wraps the error
+    of its body into a group, so that `except KeyError` around the block would not see a KeyError.
+
+    The tasks must not raise: they record what went wrong where the body looks.
     """
     failure: BaseException | None = None
     try:
-        async with trio.open_nursery() as nursery:
+        # Its only child holds the nursery of the tasks, which is so no part of the body's scope.
+        async with trio.open_nursery() as holder:
+            tasks: trio.Nursery = await holder.start(_hold_tasks)
             try:
-                yield nursery
+                yield tasks
             except (Exception, KeyboardInterrupt, SystemExit) as error:
                 failure = error
             finally:
-                nursery.cancel_scope.cancel()
+                tasks.cancel_scope.cancel()
     finally:
         # Also in place of the Cancelled that the nursery's end may have met: cancellation comes back at
         # the caller's next checkpoint, the error would not.
         if failure is not None:
             raise failure
+
+
+async def _hold_tasks(task_status: trio.TaskStatus[trio.Nursery]) -> None:
+    async with trio.open_nursery() as tasks:
+        tasks.cancel_scope.shield = True
+        task_status.started(tasks)
+        await trio.sleep_forever()

@@ -6,7 +6,6 @@ Pure: what may be inherited is passed in, so nothing here reads the process that
 from __future__ import annotations
 
 import fnmatch
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 
@@ -71,21 +70,3 @@ def _matcher(patterns: Iterable[str]) -> Callable[[str], object]:
     expressions = (fnmatch.translate(pattern.replace("[", "[[]")) for pattern in patterns)
     # The first alternative never matches: without patterns, nothing does.
     return re.compile("|".join(["(?!)", *expressions]), re.IGNORECASE).fullmatch
-
-
-def own_environment() -> dict[str, str]:
-    """The environment that this process was started with.
-
-    Not os.environ as it is: a Python that is started without a locale puts LC_CTYPE into it, and children would
-    inherit what no operator has set.
-    """
-    environ = dict(os.environ)
-    if "LC_CTYPE" in environ:
-        try:
-            with open("/proc/self/environ", "rb") as file:
-                initial = file.read().split(b"\0")
-        except OSError:
-            return environ
-        if not any(entry.startswith(b"LC_CTYPE=") for entry in initial):
-            del environ["LC_CTYPE"]
-    return environ

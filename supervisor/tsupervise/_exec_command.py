@@ -20,7 +20,7 @@ from tsupervise_protocol.messages import SignalName
 
 from ._background import open_background
 from ._remote_process import RemoteProcess
-from ._terminal import STDERR, STDOUT, RawTerminal, read_stdin, terminal_size, write_out
+from ._terminal import STDERR, STDOUT, RawTerminal, read_stdin, stdin_is_null, terminal_size, write_out
 from .client import INHERIT_ALL, Client, connect
 from .errors import NotSupported, ServerRefused, TsuperviseError
 from .events import Exited, Lost, Output
@@ -79,6 +79,8 @@ class _Exec:
                 try:
                     async with self._open_client() as client:
                         code = await self._run_at(client)
+                except UnicodeEncodeError as error:
+                    await _complain(f"{error.object!r} is not UTF-8 and cannot be sent")
                 except (TsuperviseError, ValueError) as error:
                     await _complain(str(error))
                     code = _exit_code_of(error)
@@ -96,20 +98,23 @@ class _Exec:
         env = dict(options.env)
         if options.tty and "TERM" in os.environ:
             env.setdefault("TERM", os.environ["TERM"])
+        # Not for what is at its end from the start: not every server can pass that on.
+        has_input = not options.tty and not stdin_is_null()
         start = client.open_process(
             options.argv,
             cwd=options.cwd,
             env=env,
             env_policy=INHERIT_ALL,
             tty=options.tty,
-            pipe_stdin=not options.tty,
+            pipe_stdin=has_input,
             size=terminal_size() if options.tty else None,
             lossless=True,
         )
         async with start as process, open_background() as nursery:
             self._process = process
-            if not options.tty:
+            if has_input:
                 nursery.start_soon(self._feed_pipe, process)
+            if not options.tty:
                 return await self._print(process)
             with RawTerminal() as terminal:
                 nursery.start_soon(self._feed_terminal, process)

@@ -14,8 +14,8 @@ from tsupervise_protocol.errors import ErrorCode, RpcError
 from tsupervise_protocol.messages import OWN_CAPABILITIES, EnvironmentInfo
 
 from ._background import open_background
-from ._child_environment import own_environment
 from ._environment_info import environment_info
+from ._own_environment import own_environment
 from ._retained_total import RetainedTotal
 from ._session import Holder, Session
 from ._settings import Settings

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import stat
 import termios
 import tty
 from contextlib import suppress
@@ -39,6 +40,15 @@ class RawTerminal:
             # The terminal may be gone by now, and then there is nothing to put back.
             with suppress(termios.error):
                 termios.tcsetattr(STDIN, termios.TCSADRAIN, self._saved)
+
+
+def stdin_is_null() -> bool:
+    """Whether stdin is /dev/null, or nothing at all."""
+    try:
+        stdin = os.fstat(STDIN)
+    except OSError:
+        return True
+    return stat.S_ISCHR(stdin.st_mode) and stdin.st_rdev == os.stat(os.devnull).st_rdev
 
 
 def terminal_size() -> tuple[int, int] | None:

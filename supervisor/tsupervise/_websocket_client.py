@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -153,7 +154,8 @@ def _say(error: Exception) -> str:
             detail = (body or b"").decode(errors="replace").strip()
             return f"the server answered HTTP {status}{detail and ': ' + detail}"
         case OSError(__cause__=ExceptionGroup(exceptions=[OSError() as first, *_])):
-            return f"{first.strerror or first}; is a server listening there?"
+            reason = os.strerror(first.errno) if first.errno else str(first)
+            return f"{reason}; is a server listening there?"
         case ValueError():
             return f"{error}; expected `ws://HOST:PORT`"
         case _:

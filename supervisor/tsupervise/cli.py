@@ -11,7 +11,6 @@ import click
 from ._listen_address import ListenRefused, check_exposure, parse_listen_url
 from ._version import __version__
 
-
 _STDIN_CLOSE_VARIABLES = ("TSUPERVISE_EXIT_ON_STDIN_CLOSE", "CODEX_EXEC_SERVER_EXIT_ON_STDIN_CLOSE")
 """Set to `true` or `false`; the second is the name that launchers of other servers of this protocol know."""
 

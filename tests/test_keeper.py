@@ -1,0 +1,107 @@
+"""The keeper: what a daemon leaves behind is gone, however the daemon ended.
+
+All with the installed command, whose first process is the keeper and whose child is the daemon.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from daemons import Daemon, start_daemon
+from procfs import listening_pid, marked, new_marker, until
+from wire import connect
+
+pytestmark = pytest.mark.ours_only("the reference has no keeper")
+
+ESCAPES = """
+    (setsid sleep {marker} >/dev/null 2>&1 &)
+    (trap "" HUP TERM INT; exec sleep {marker}) &
+    echo up; sleep {marker}
+"""
+"""A process, a deaf child in its group, and an orphan in a session of its own."""
+
+
+@pytest.fixture
+def own_daemon() -> Iterator[Daemon]:
+    daemon = start_daemon()
+    yield daemon
+    daemon.stop()
+
+
+async def start_escapes(url: str, marker: str) -> None:
+    async with connect(url) as peer:
+        for name, tty in (("pipe", False), ("pty", True)):
+            body = ESCAPES.format(marker=marker)
+            (await peer.start(name, "sh", "-c", body, tty=tty)).ok()
+            await peer.until_output(name, b"up")
+    await until(lambda: len(marked(marker)) == 6)
+
+
+@pytest.mark.case(22)
+async def test_a_killed_daemon_leaves_nothing_behind(own_daemon: Daemon) -> None:
+    """SIGKILL to the daemon: children, deaf ones and orphans in other sessions are gone, and so is the keeper."""
+    marker = new_marker()
+    await start_escapes(own_daemon.url, marker)
+    os.kill(listening_pid(own_daemon), signal.SIGKILL)
+    await until(lambda: not marked(marker))
+    assert own_daemon.process.wait(10) == 128 + signal.SIGKILL
+
+
+async def test_a_killed_keeper_takes_the_daemon_along(own_daemon: Daemon) -> None:
+    """SIGKILL to the keeper: the daemon ends, and with it its processes."""
+    marker = new_marker()
+    daemon = listening_pid(own_daemon)
+    assert daemon != own_daemon.pid
+    async with connect(own_daemon.url) as peer:
+        (await peer.start("p", "sh", "-c", f"echo up; exec sleep {marker}")).ok()
+        await peer.until_output("p", b"up")
+        own_daemon.process.kill()
+        await peer.until_ended()
+    await until(lambda: not marked(marker) and not os.path.exists(f"/proc/{daemon}"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+async def test_an_orderly_end_leaves_nothing_behind_either(
+    own_daemon: Daemon, number: signal.Signals
+) -> None:
+    """The keeper passes the signal on; the daemon leaves with 0, and what has escaped it does not stay."""
+    marker = new_marker()
+    await start_escapes(own_daemon.url, marker)
+    own_daemon.process.send_signal(number)
+    assert own_daemon.process.wait(10) == 0
+    assert not marked(marker)
+
+
+def test_the_interrupt_key_reaches_the_daemon_once() -> None:
+    """^C at a terminal goes to keeper and daemon alike; the daemon must not take it for a second signal."""
+    command = Path(sysconfig.get_path("scripts")) / "tsupervise"
+    terminal = pexpect.spawn(str(command), ["run", "--log-level", "info"], timeout=20)
+    terminal.delaybeforesend = None
+    try:
+        terminal.expect("ws://127.0.0.1:")
+        terminal.sendintr()
+        terminal.expect(pexpect.EOF)
+        shown = str(terminal.before)  # pyright: ignore[reportUnknownMemberType,reportUnknownArgumentType]
+        assert "stopping" in shown
+        assert "again" not in shown
+        assert "Traceback" not in shown
+    finally:
+        terminal.close()
+    assert terminal.exitstatus == 0
+
+
+def test_interpreter_options_reach_the_daemon() -> None:
+    """`python -X dev -m tsupervise run` runs the daemon in development mode, too; a usage error keeps its code."""
+    command = [sys.executable, "-X", "dev", "-m", "tsupervise", "run", "--retention", "soon"]
+    ended = subprocess.run(command, capture_output=True, timeout=20, check=False)
+    assert ended.returncode == 2
+    assert b"--retention" in ended.stderr
