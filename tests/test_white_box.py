@@ -746,6 +746,7 @@ async def test_a_start_that_is_one_request_too_many_reserves_nothing(
         for _ in range(MAX_OPEN_REQUESTS):
             await peer.send("process/read", {"processId": "p", "waitMs": 3_600_000})
         refused = await peer.start("q")
+        await trio.testing.wait_all_tasks_blocked()
         reserved = house.supervisor.sessions[0].find("q")
     gc.collect()  # a start that nobody ever awaits would be a warning, and should be one here
     assert refused.code == ErrorCode.TOO_MANY_REQUESTS

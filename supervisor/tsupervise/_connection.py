@@ -191,31 +191,30 @@ class Connection:
 
     def _take_request(self, request: Request, row: Row) -> None:
         """Handle a request at once, or let it wait for its turn. Never waits itself."""
-        lane_name = row.lane(request.params) if row.lane is not None else None
-        lane = self._lanes.get(lane_name) if lane_name is not None else None
+        if row.lane is None:  # control, which never has to wait
+            outcome = self._begin(request, row)
+            assert outcome is None, f"{request.method} answers at once"
+            return
+        if self._open_requests >= MAX_OPEN_REQUESTS:
+            text = f"{MAX_OPEN_REQUESTS} requests of this connection wait already: wait for answers first"
+            self._fail(request, RpcError(ErrorCode.TOO_MANY_REQUESTS, text))
+            return
+        lane_name = row.lane(request.params)
+        lane = self._lanes.get(lane_name)
         if lane is not None and lane.holder not in row.overtakes:
-            if self._has_room_for(request):
-                lane.waiting.append((request, row))
+            self._open_requests += 1
+            lane.waiting.append((request, row))
             return
         outcome = self._begin(request, row)
         if outcome is None:
             return
+        self._open_requests += 1
         assert self._requests is not None, "requests come while the connection runs"
-        if not self._has_room_for(request):
-            _abandon(outcome)
-        elif lane_name is not None and row.holds_lane:
+        if row.holds_lane:
             self._lanes[lane_name] = _Lane(request.method)
             self._requests.start_soon(self._run_lane, lane_name, request, outcome)
         else:
             self._requests.start_soon(self._finish_one, request, outcome)
-
-    def _has_room_for(self, request: Request) -> bool:
-        if self._open_requests < MAX_OPEN_REQUESTS:
-            self._open_requests += 1
-            return True
-        text = f"{MAX_OPEN_REQUESTS} requests of this connection wait already: wait for answers first"
-        self._fail(request, RpcError(ErrorCode.TOO_MANY_REQUESTS, text))
-        return False
 
     def _begin(self, request: Request, row: Row) -> Awaitable[Message] | None:
         """Run a handler; reply if it has answered, else return what is to be awaited."""
@@ -287,10 +286,3 @@ class Connection:
         log.exception("%s failed inside the server", request.method)
         text = f"{request.method} failed inside the server; its log says why"
         self._fail(request, RpcError(ErrorCode.INTERNAL_ERROR, text))
-
-
-def _abandon(outcome: Awaitable[Message]) -> None:
-    """Drop what will not be awaited, without a warning that it was not."""
-    close = getattr(outcome, "close", None)
-    if close is not None:
-        close()

@@ -25,6 +25,11 @@ class JsonFormatter(logging.Formatter):
         return msgspec.json.encode(printable).decode()
 
 
+def _without_traceback(record: logging.LogRecord) -> bool:
+    record.exc_info = None
+    return True
+
+
 def log_to_stderr(level: str, *, as_json: bool) -> None:
     """Send all log records of this process to stderr.
 
@@ -37,6 +42,8 @@ def log_to_stderr(level: str, *, as_json: bool) -> None:
         handler.setFormatter(JsonFormatter())
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    # At EMFILE it tries again ten times a second; what went wrong is in its message.
+    logging.getLogger("trio.serve_listeners").addFilter(_without_traceback)
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # Only our own lines are shown below warnings: at debug level a library would log what is in the messages.
     logging.getLogger("tsupervise").setLevel(level.upper())

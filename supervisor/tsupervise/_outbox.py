@@ -119,6 +119,7 @@ class Feed:
         self._size = 0
         self._events.clear()
         self._room.unpark_all()
+        self._outbox.event_room.unpark_all()
 
 
 class Outbox:
@@ -182,7 +183,8 @@ class Outbox:
         """Send at once what the channel takes at once, if the sending task has nothing under way."""
         if not self._waiting:
             return
-        if not self._send_now(self.take()):
+        messages = self.take()
+        if messages and not self._send_now(messages):
             self.nudge()
         elif self._replies or self._ready:
             self._waiting.unpark_all()

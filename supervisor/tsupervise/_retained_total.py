@@ -30,8 +30,7 @@ class RetainedTotal:
         """
         self.bytes += difference
         while self.bytes > self._limit:
-            while self._closed and not self._closed[0].retained_bytes:
-                self._closed.popleft()
+            self._skip_empty()
             freed = (self._closed[0] if self._closed else log).drop_oldest()
             if not freed:
                 return
@@ -46,3 +45,8 @@ class RetainedTotal:
         """A log is thrown away."""
         while freed := log.drop_oldest():
             self.bytes -= freed
+        self._skip_empty()
+
+    def _skip_empty(self) -> None:
+        while self._closed and not self._closed[0].retained_bytes:
+            self._closed.popleft()

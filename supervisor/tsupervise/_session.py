@@ -59,7 +59,7 @@ class Session:
         self._processes: dict[str, Process] = {}
         self._nursery: trio.Nursery | None = None
         self._ended = False
-        self._expires_at = trio.current_time() + settings.detached_ttl_s
+        self._expires_at = inf
         self._closed: deque[tuple[float, Process]] = deque()
         """When to forget which closed process; rising, for all are kept equally long."""
         self._left_behind: list[ProcessGroup] = []
@@ -135,6 +135,8 @@ class Session:
         Raises:
             RpcError: the id is taken, the start was cancelled by a terminate, or the system refused.
         """
+        if self._nursery is None:
+            raise RpcError(ErrorCode.INVALID_REQUEST, f"session {self.session_id} has ended")
         if params.process_id in self._processes:
             raise RpcError(ErrorCode.INVALID_REQUEST, f"process {params.process_id} already exists")
         event_log = EventLog(self._settings.retained_bytes)
@@ -165,7 +167,8 @@ class Session:
 
     def _own(self, process: Process, child: Child) -> Process:
         # Without an await: a child that exists has an owner.
-        assert self._nursery is not None, "a session that runs has a nursery"
+        if self._nursery is None:
+            raise RpcError(ErrorCode.INVALID_REQUEST, f"session {self.session_id} has ended")
         process.spawned(child)
         if self.holder is not None:
             process.attach(self.holder.outbox)

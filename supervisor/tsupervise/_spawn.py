@@ -248,7 +248,7 @@ def spawn(request: SpawnRequest) -> Child:
         try:
             child.pidfd = os.pidfd_open(child.pid)
         except OSError as error:
-            os.kill(child.pid, signal.SIGKILL)
+            os.killpg(child.pid, signal.SIGKILL)
             os.waitpid(child.pid, 0)
             raise _spawn_error(error, "cannot watch the new process; too many open files?") from None
         on_failure.pop_all()

@@ -55,9 +55,14 @@ class Supervisor:
         if resume is not None:
             return self._resume(holder, resume)
         session = Session(str(uuid.uuid4()), self.settings, self._spawner, self._retained)
-        await self._nursery.start(self._run_session, session)
+        # Held from the first moment on: the time without a connection must not run before there was one.
         session.attach(holder)
         self._sessions[session.session_id] = session
+        try:
+            await self._nursery.start(self._run_session, session)
+        except BaseException:
+            session.detach(holder)
+            raise
         log.info("session %s opened", session.session_id)
         return session
 
