@@ -258,7 +258,7 @@ async def open_house(
     try:
         async with (
             open_supervisor_core(settings, spawner or spawn) as supervisor,
-            open_background() as nursery,
+            open_background(outlast_cancel=True) as nursery,
         ):
             yield House(supervisor, children, nursery)
     finally:

@@ -9,8 +9,8 @@ import os
 import signal
 import subprocess
 import sysconfig
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,6 +39,18 @@ def run(where: Sequence[str], *command: str, stdin: bytes = b"") -> subprocess.C
     """Run `tsupervise exec` with a pipe for stdin."""
     arguments = [TSUPERVISE, "exec", *where, *command]
     return subprocess.run(arguments, input=stdin, capture_output=True, timeout=PATIENCE_S)
+
+
+@contextmanager
+def started(*arguments: str) -> Generator[subprocess.Popen[bytes]]:
+    """Start `tsupervise exec` without input; it does not outlive the block."""
+    command = [TSUPERVISE, "exec", *arguments]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def on_terminal(where: Sequence[str], *command: str, size: tuple[int, int] = (24, 80)) -> Terminal:
@@ -168,8 +180,7 @@ def test_a_signal_is_passed_on(where: list[str], number: signal.Signals) -> None
     """The command gets the signal and decides what to do; its exit code counts."""
     name = number.name.removeprefix("SIG")
     script = f"trap 'echo got {name}; exit 5' {name}; echo ready; while :; do sleep 0.05; done"
-    arguments = [TSUPERVISE, "exec", *where, "--", "sh", "-c", script]
-    with subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+    with started(*where, "--", "sh", "-c", script) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         process.send_signal(number)
@@ -181,15 +192,15 @@ def test_a_signal_is_passed_on(where: list[str], number: signal.Signals) -> None
 def test_after_the_exit_a_signal_ends_the_wait_for_what_is_left(where: list[str]) -> None:
     """Output that a background child holds open is waited for, until a signal says not to; then it dies."""
     script = "(trap '' TERM; exec sleep 60) & echo $!; exit 0"
-    arguments = [TSUPERVISE, "exec", *where, "--", "sh", "-c", script]
-    with subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+    with started(*where, "--", "sh", "-c", script) as process:
         assert process.stdout is not None
         survivor = int(process.stdout.readline())
         # The first signal may still come before the exit, and then it is passed on.
-        while process.poll() is None:
+        for _ in range(20):
             process.send_signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(0.5)
+                break
         # A late one may meet this command in its last moment: for a shell that is 143, too.
         assert process.returncode in (143, -signal.SIGTERM)
     assert is_gone(survivor)
@@ -215,10 +226,7 @@ def test_a_daemon_that_dies_is_125() -> None:
     """The daemon goes away in the middle: 125, and the reason on stderr."""
     daemon = start_daemon()
     try:
-        arguments = [TSUPERVISE, "exec", "--url", daemon.url, "--", "sh", "-c", "echo ready; exec sleep 60"]
-        with subprocess.Popen(
-            arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        ) as process:
+        with started("--url", daemon.url, "--", "sh", "-c", "echo ready; exec sleep 60") as process:
             assert process.stdout is not None
             assert process.stderr is not None
             assert process.stdout.readline() == b"ready\n"

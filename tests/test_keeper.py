@@ -84,13 +84,13 @@ async def test_an_orderly_end_leaves_nothing_behind_either(
 def test_the_interrupt_key_reaches_the_daemon_once() -> None:
     """^C at a terminal goes to keeper and daemon alike; the daemon must not take it for a second signal."""
     command = Path(sysconfig.get_path("scripts")) / "tsupervise"
-    terminal = pexpect.spawn(str(command), ["run", "--log-level", "info"], timeout=20)
+    terminal: pexpect.spawn[bytes] = pexpect.spawn(str(command), ["run", "--log-level", "info"], timeout=20)
     terminal.delaybeforesend = None
     try:
         terminal.expect("ws://127.0.0.1:")
         terminal.sendintr()
         terminal.expect(pexpect.EOF)
-        shown = str(terminal.before)  # pyright: ignore[reportUnknownMemberType,reportUnknownArgumentType]
+        shown = str(terminal.before)
         assert "stopping" in shown
         assert "again" not in shown
         assert "Traceback" not in shown

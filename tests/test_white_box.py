@@ -35,12 +35,14 @@ from tsupervise._connection import MAX_OPEN_REQUESTS, PROBE_S, Connection
 from tsupervise._event_log import EventLog
 from tsupervise._handlers import ROWS
 from tsupervise._lifecycle import State
+from tsupervise._outbox import Feed
 from tsupervise._process import Process
 from tsupervise._retained_total import RetainedTotal
 from tsupervise._settings import Settings
 from tsupervise._spawn import Child, SpawnRequest, spawn
 from tsupervise._stdin_queue import MAX_CHUNKS
 from tsupervise._websocket_channel import PING_INTERVAL_S, PONG_TIMEOUT_S, WebSocketChannel
+from tsupervise.embedded import open_supervisor
 from tsupervise_protocol.base64_text import encode_base64_str
 from tsupervise_protocol.errors import ErrorCode
 from tsupervise_protocol.messages import Message, StartParams, WriteParams, WriteResult
@@ -913,6 +915,25 @@ async def hear_until(child: PipeChild, peer: MemoryPeer, request_id: int) -> byt
             return heard
 
 
+@pytest.mark.case(87)
+async def test_no_write_sleeps_through_the_coming_of_room(autojump_clock: trio.testing.MockClock) -> None:
+    """Room comes once, any number of scheduler steps after the asking, and the write that waits for it is told."""
+    async with open_house() as house:
+        peer = await house.connect()
+        # Several times each: in which order tasks run within one step is the scheduler's dice.
+        for number in range(100):
+            steps, name = number % 5, f"p{number}"
+            (await peer.start(name, pipeStdin=True)).ok()
+            child = house.children[-1]
+            fill_stdin(process_in(house, name), child)
+            waiting = await peer.send("process/write", write_params(name, MARK, "the one"))
+            for _ in range(steps):
+                await trio.lowlevel.checkpoint()
+            child.heard()
+            await trio.testing.wait_all_tasks_blocked()
+            assert waiting in peer.answers, steps
+
+
 @pytest.mark.case(86)
 async def test_a_write_cancelled_at_any_suspension_has_done_all_or_nothing(
     autojump_clock: trio.testing.MockClock,
@@ -1092,3 +1113,18 @@ class WriteMachine(RuleBasedStateMachine):
 
 WriteMachine.TestCase.settings = settings(max_examples=20, stateful_step_count=20, deadline=None)
 TestWriteMachine = WriteMachine.TestCase
+
+
+async def test_forgotten_processes_leave_no_object() -> None:
+    """When the retention time is over, nothing of a process is left in the supervisor, not even its log."""
+    async with open_supervisor(Settings(retention_s=0.05)) as client:
+        for _ in range(20):
+            async with client.open_process(["echo", "hello"]) as process:
+                assert await process.wait() == 0
+        with trio.fail_after(REAL_PATIENCE_S):
+            # What is forgotten is announced to nobody.
+            while (await client.call("process/list")).processes:
+                pass
+        gc.collect()
+        left = [thing for thing in gc.get_objects() if isinstance(thing, Process | EventLog | Feed | Child)]
+        assert not left

@@ -9,20 +9,21 @@ import trio
 
 
 @asynccontextmanager
-async def open_background() -> AsyncGenerator[trio.Nursery]:
+async def open_background(*, outlast_cancel: bool) -> AsyncGenerator[trio.Nursery]:
     """Open a nursery whose tasks end with the block, and let the body's own error leave it bare.
 
-    A plain nursery is cancelled along with its body, so that a body which cleans up in a shield, by calls
-    that need the tasks, would wait in vain: these tasks go on until the block ends. And it wraps the error
-    of its body into a group, so that `except KeyError` around the block would not see a KeyError.
+    A plain nursery wraps the error of its body into a group, so that `except KeyError` around the block
+    would not see a KeyError. The tasks must not raise: they record what went wrong where the body looks.
 
-    The tasks must not raise: they record what went wrong where the body looks.
+    Args:
+        outlast_cancel: whether the tasks go on until the block ends even if it is cancelled from outside,
+            for a body that cleans up by calls that need them; else they are cancelled along with it.
     """
     failure: BaseException | None = None
     try:
         # Its only child holds the nursery of the tasks, which is so no part of the body's scope.
         async with trio.open_nursery() as holder:
-            tasks: trio.Nursery = await holder.start(_hold_tasks)
+            tasks: trio.Nursery = await holder.start(_hold_tasks, outlast_cancel)
             try:
                 yield tasks
             except (Exception, KeyboardInterrupt, SystemExit) as error:
@@ -36,8 +37,8 @@ async def open_background() -> AsyncGenerator[trio.Nursery]:
             raise failure
 
 
-async def _hold_tasks(task_status: trio.TaskStatus[trio.Nursery]) -> None:
+async def _hold_tasks(shield: bool, task_status: trio.TaskStatus[trio.Nursery]) -> None:
     async with trio.open_nursery() as tasks:
-        tasks.cancel_scope.shield = True
+        tasks.cancel_scope.shield = shield
         task_status.started(tasks)
         await trio.sleep_forever()

@@ -64,6 +64,7 @@ class Connection:
         self._scope = trio.CancelScope()
         self._requests: trio.Nursery | None = None
         self._challenged = False
+        self._leaving = False
         self.violated = False
         """Whether the peer broke the protocol and was sent away for it."""
         # What the peer is told if nothing else ends the connection first.
@@ -93,23 +94,24 @@ class Connection:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._send_messages)
                     nursery.start_soon(self._watch_peer)
-                    # Children of this one: requests that wait, and lanes.
-                    async with trio.open_nursery() as self._requests:
-                        await self._receive_messages()
-                        self._requests.cancel_scope.cancel()
-                    # Requests are over, so nothing of this connection can touch the session any more.
-                    self._let_go()
+                    try:
+                        # Children of this one: requests that wait, and lanes.
+                        async with trio.open_nursery() as self._requests:
+                            try:
+                                await self._receive_messages()
+                            finally:
+                                self._leaving = True
+                            self._requests.cancel_scope.cancel()
+                    finally:
+                        # Requests are over: nothing of this connection can touch the session any more.
+                        if self._session is not None:
+                            self._session.detach(self)
                     with trio.move_on_after(FAREWELL_S):
                         await self.outbox.wait_until_empty()
                     nursery.cancel_scope.cancel()
         finally:
-            self._let_go()
             with trio.move_on_after(FAREWELL_S, shield=True):
                 await self._channel.aclose(*self._farewell)
-
-    def _let_go(self) -> None:
-        if self._session is not None:
-            self._session.detach(self)
 
     def _end(self, code: CloseCode, reason: str) -> None:
         self._farewell = (code, reason)
@@ -136,7 +138,9 @@ class Connection:
         self._end(CloseCode.POLICY_VIOLATION, "no answer to pings")
 
     def challenge(self) -> None:
-        if not self._challenged and self._requests is not None:
+        # Who is leaving will have let go before the next try, and its nursery may be closed already.
+        if not self._challenged and not self._leaving:
+            assert self._requests is not None, "a connection that holds a session runs"
             self._challenged = True
             self._requests.start_soon(self._meet_challenge)
 

@@ -74,7 +74,7 @@ class _Exec:
     async def run(self) -> int:
         code = DAEMON_FAILED
         with self._scope, trio.open_signal_receiver(*_FORWARDED) as signals:
-            async with open_background() as nursery:
+            async with open_background(outlast_cancel=True) as nursery:
                 nursery.start_soon(self._forward_signals, signals, nursery)
                 try:
                     async with self._open_client() as client:
@@ -110,7 +110,7 @@ class _Exec:
             size=terminal_size() if options.tty else None,
             lossless=True,
         )
-        async with start as process, open_background() as nursery:
+        async with start as process, open_background(outlast_cancel=True) as nursery:
             self._process = process
             if has_input:
                 nursery.start_soon(self._feed_pipe, process)

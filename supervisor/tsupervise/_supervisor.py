@@ -104,5 +104,5 @@ async def open_supervisor_core(
 ) -> AsyncGenerator[Supervisor]:
     """A supervisor for the time of the block; at its end every session ends and every process is killed."""
     # Children of this nursery: the sessions.
-    async with open_background() as nursery:
+    async with open_background(outlast_cancel=False) as nursery:
         yield Supervisor(settings or Settings(), spawner, nursery)

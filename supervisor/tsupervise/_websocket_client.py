@@ -81,7 +81,7 @@ async def open_websocket_channel(url: str) -> AsyncGenerator[WebSocketChannel]:
             stream = await address.open_stream()
     except (OSError, ValueError, trio.TooSlowError) as error:
         raise ConnectFailed(f"cannot connect to {url!r}: {_say(error)}") from error
-    async with stream, open_background() as nursery:
+    async with stream, open_background(outlast_cancel=True) as nursery:
         try:
             with trio.fail_at(limit.deadline):
                 connection: WebSocketConnection = await nursery.start(_run_websocket, stream, address)

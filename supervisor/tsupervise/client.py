@@ -504,7 +504,7 @@ async def open_client(
         ConnectFailed: the handshake was not answered in time.
         ServerRefused: the handshake was refused, as with a session that is not known any more.
     """
-    async with open_background() as nursery:
+    async with open_background(outlast_cancel=True) as nursery:
         client = Client(channel, nursery, end_reason)
         nursery.start_soon(client._receive)  # pyright: ignore[reportPrivateUsage]
         nursery.start_soon(client._send)  # pyright: ignore[reportPrivateUsage]

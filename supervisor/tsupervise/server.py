@@ -68,7 +68,7 @@ async def _serve(options: ServerOptions) -> int:
     code = 0
     with trio.open_signal_receiver(*_STOP_SIGNALS) as signals:
         # Children of this nursery: the watches that stop the daemon.
-        async with open_background() as watches:
+        async with open_background(outlast_cancel=False) as watches:
             serving = trio.CancelScope()
             watches.start_soon(_stop_on_signal, signals, serving)
             with serving:
