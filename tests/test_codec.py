@@ -113,13 +113,6 @@ def test_a_trace_of_the_wrong_type_makes_the_message_malformed(trace: str) -> No
         decode_from_client(request(trace=trace))
 
 
-def test_the_trace_context_is_kept() -> None:
-    """It travels with the request, unread."""
-    trace = decoded(request(trace='{"traceparent":"00-a-b-01"}')).trace
-    assert trace is not None
-    assert (trace.traceparent, trace.tracestate) == ("00-a-b-01", None)
-
-
 @pytest.mark.case(27)
 @pytest.mark.parametrize(
     ("data", "text"),

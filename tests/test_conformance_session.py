@@ -344,3 +344,29 @@ async def test_dropped_holder_cannot_disturb_its_successor(daemon: Daemon) -> No
             assert not (await peer.process_read("sleeper")).ok()["exited"]
             assert (await peer.terminate("sleeper")).ok() == {"running": True}
             await peer.until_closed("sleeper")
+
+
+@pytest.mark.case(50)
+@pytest.mark.ours_only("the reference keeps any holder")
+async def test_holder_that_reads_slowly_but_asks_on_keeps_its_session(daemon: Daemon) -> None:
+    """While answers wait for a slow reader nothing of it is read, yet what it sends shows that it lives."""
+    async with bare(daemon) as client, trio.open_nursery() as nursery:
+        await client.handshake()
+        await client.start("p", "head", "-c", "1000000", "/dev/zero")
+        await client.until(rb"process/closed")
+        for number in range(100, 140):
+            await client.send({"id": number, "method": "process/read", "params": {"processId": "p"}})
+
+        async def ask_on() -> None:
+            while True:
+                await client.send({"id": 1, "method": "environment/status"})
+                await trio.sleep(0.1)  # this is the peer's own pace, the thing under test
+
+        nursery.start_soon(ask_on)
+        with trio.move_on_after(3):
+            while True:
+                async with connect(daemon.url, handshake=False) as other:
+                    params = {"clientName": "tests", "resumeSessionId": client.session_id}
+                    assert (await other.request("initialize", params)).code == ATTACHED
+                await trio.sleep(0.1)  # a client's own pace of trying again
+        nursery.cancel_scope.cancel()

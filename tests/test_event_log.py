@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tsupervise._event_log import RETAINED_BYTES, RETAINED_CHUNKS, Chunk, EventLog
+from tsupervise._event_log import CHUNK_BYTES, RETAINED_BYTES, RETAINED_CHUNKS, Chunk, EventLog
 from tsupervise._process import Process
 from tsupervise._retained_total import RetainedTotal
 from tsupervise_protocol.codec import encode_result
@@ -114,8 +114,7 @@ def test_sixty_thousand_tiny_chunks_fit_one_answer() -> None:
         log.append("stdout", b"x")
     params = StartParams(process_id="p", argv=["x"], cwd="file:///", env={}, tty=False)
     process = Process(params, "uid", log, RetainedTotal(), RETAINED_BYTES)
-    result = process.read_now(ReadParams(process_id="p"))
-    assert result is not None
+    result = process.read(ReadParams(process_id="p"))
     assert len(result.chunks) == RETAINED_CHUNKS == 50_000
     assert (result.first_seq, result.chunks[-1].seq, result.truncated) == (10_001, 60_000, True)
     check_limits(encode_result(1, result))
@@ -202,7 +201,7 @@ def test_the_log_agrees_with_a_naive_account(
     for step in steps:
         if step == "drop":
             oldest = model.retained[:1]
-            assert log.drop_oldest() == sum(len(chunk.data) for chunk in oldest)
+            assert log.drop_oldest() == sum(len(chunk.data) + CHUNK_BYTES for chunk in oldest)
             model.dropped += len(oldest)
         elif step == "exit":
             if log.exit is None:

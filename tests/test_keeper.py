@@ -105,3 +105,38 @@ def test_interpreter_options_reach_the_daemon() -> None:
     ended = subprocess.run(command, capture_output=True, timeout=20, check=False)
     assert ended.returncode == 2
     assert b"--retention" in ended.stderr
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["with-keeper", "daemon-alone"])
+async def test_an_ignored_sigchld_is_not_inherited(kept: bool) -> None:
+    """Started by a program that ignores SIGCHLD, the daemon still learns how its processes end, and ends itself."""
+    mark = [] if kept else ["--kept"]
+    ignoring = (
+        "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN);"
+        "os.execv(sys.executable, [sys.executable, '-m', 'tsupervise', *sys.argv[1:]])"
+    )
+    daemon = start_daemon(command=[sys.executable, "-c", ignoring, *mark, "run"])
+    try:
+        async with connect(daemon.url) as peer:
+            assert await peer.run("p", "sh", "-c", "echo hi; exit 3") == (3, b"hi\n")
+        daemon.process.terminate()
+        assert daemon.process.wait(10) == 0
+    finally:
+        daemon.stop()
+
+
+async def test_two_stop_signals_at_once_leave_nothing_even_without_a_keeper() -> None:
+    """A second signal makes the daemon leave at once, but never before its processes are killed."""
+    marker = new_marker()
+    daemon = start_daemon(command=[sys.executable, "-m", "tsupervise", "--kept", "run"])
+    try:
+        async with connect(daemon.url) as peer:
+            for number in range(20):
+                (await peer.start(f"p{number}", "sleep", marker)).ok()
+            await until(lambda: len(marked(marker)) == 20)
+            for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGINT, signal.SIGCONT):
+                daemon.process.send_signal(number)
+            assert daemon.process.wait(10) == 0
+        await until(lambda: not marked(marker))
+    finally:
+        daemon.stop()

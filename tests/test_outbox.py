@@ -13,7 +13,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tsupervise._event_log import Chunk, Close, Exit
+from tsupervise._event_log import CHUNK_BYTES, Chunk, Close, Exit
 from tsupervise._outbox import JOIN_BYTES, MAX_EVENT_BYTES, MAX_FEED_BYTES, MAX_REPLY_BYTES, Feed, Outbox
 
 
@@ -108,17 +108,17 @@ def test_an_exit_and_a_close_are_told_as_such() -> None:
     ]
 
 
-def test_room_is_counted_in_bytes_of_output() -> None:
+def test_room_is_counted_in_bytes_of_memory() -> None:
     """A feed has room until its own bound is reached, and all have until the outbox's is."""
     outbox = outbox_without_a_sender()
-    feed = Feed(outbox, "p", max_bytes=10)
+    feed = Feed(outbox, "p", max_bytes=10 + 2 * CHUNK_BYTES)
     other = Feed(outbox, "q", max_bytes=MAX_EVENT_BYTES)
     feed.put(chunk(1, 9))
     assert feed.has_room
     feed.put(chunk(2, 1))
     assert not feed.has_room
     assert other.has_room
-    other.put(chunk(1, MAX_EVENT_BYTES - 11))
+    other.put(chunk(1, MAX_EVENT_BYTES - 11 - 4 * CHUNK_BYTES))
     assert other.has_room
     other.put(chunk(2, 1))
     assert not other.has_room
@@ -135,7 +135,7 @@ def test_a_closed_feed_gives_its_room_back_and_sends_nothing() -> None:
     feed.put(chunk(1, 100))
     other.put(chunk(1, 5))
     feed.close()
-    assert outbox.event_bytes == 5
+    assert outbox.event_bytes == 5 + CHUNK_BYTES
     assert told(outbox.take()) == [("q", 1)]
     assert outbox.take() == []
 

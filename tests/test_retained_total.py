@@ -5,15 +5,22 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tsupervise._event_log import EventLog
+from tsupervise._event_log import CHUNK_BYTES, EventLog
 from tsupervise._retained_total import RetainedTotal
+
+UNIT = 1_000
+"""What a chunk of size 1 weighs here, in bytes of memory."""
+
+
+def weight(log: EventLog) -> int:
+    return log.footprint // UNIT
 
 
 def append(total: RetainedTotal, log: EventLog, size: int) -> None:
     """As a process does it: append, then say by how much the log has grown."""
-    before = log.retained_bytes
-    log.append("stdout", bytes(size))
-    total.changed(log, log.retained_bytes - before)
+    before = log.footprint
+    log.append("stdout", bytes(size * UNIT - CHUNK_BYTES))
+    total.changed(log, log.footprint - before)
 
 
 def close(total: RetainedTotal, log: EventLog) -> None:
@@ -24,7 +31,7 @@ def close(total: RetainedTotal, log: EventLog) -> None:
 
 def test_what_has_been_closed_longest_goes_first() -> None:
     """Output of live processes is touched only when no closed one has any left."""
-    total = RetainedTotal(limit=10)
+    total = RetainedTotal(limit=10 * UNIT)
     first, second, live = EventLog(), EventLog(), EventLog()
     for log in (second, first):
         append(total, log, 2)
@@ -32,41 +39,41 @@ def test_what_has_been_closed_longest_goes_first() -> None:
     close(total, first)
     close(total, second)
     append(total, live, 4)
-    assert [log.retained_bytes for log in (first, second, live)] == [2, 4, 4]
+    assert [weight(log) for log in (first, second, live)] == [2, 4, 4]
     append(total, live, 4)
-    assert [log.retained_bytes for log in (first, second, live)] == [0, 2, 8]
+    assert [weight(log) for log in (first, second, live)] == [0, 2, 8]
     append(total, live, 4)
-    assert [log.retained_bytes for log in (first, second, live)] == [0, 0, 8]
-    assert total.bytes == 8
+    assert [weight(log) for log in (first, second, live)] == [0, 0, 8]
+    assert total.bytes == 8 * UNIT
 
 
 def test_a_chunk_that_fills_the_bound_exactly_costs_nothing() -> None:
     """The bound itself is still allowed; one byte more is not."""
-    total = RetainedTotal(limit=10)
+    total = RetainedTotal(limit=10 * UNIT)
     log = EventLog()
     append(total, log, 4)
     append(total, log, 6)
-    assert (log.retained_bytes, total.bytes) == (10, 10)
+    assert (weight(log), total.bytes // UNIT) == (10, 10)
     append(total, log, 1)
-    assert (log.retained_bytes, total.bytes) == (7, 7)
+    assert (weight(log), total.bytes // UNIT) == (7, 7)
 
 
 def test_forgetting_gives_everything_back() -> None:
     """A forgotten log weighs nothing, whether it was closed or not."""
-    total = RetainedTotal(limit=100)
+    total = RetainedTotal(limit=100 * UNIT)
     closed, live = EventLog(), EventLog()
     append(total, closed, 30)
     append(total, live, 40)
     close(total, closed)
     total.forgotten(closed)
-    assert (total.bytes, closed.retained_bytes) == (40, 0)
+    assert (total.bytes // UNIT, weight(closed)) == (40, 0)
     total.forgotten(live)
-    assert (total.bytes, live.retained_bytes) == (0, 0)
+    assert (total.bytes // UNIT, weight(live)) == (0, 0)
 
 
 def test_a_forgotten_log_is_not_taken_from() -> None:
     """A closed log that was forgotten or emptied is passed over, and the next closed one gives."""
-    total = RetainedTotal(limit=10)
+    total = RetainedTotal(limit=10 * UNIT)
     forgotten, closed, live = EventLog(), EventLog(), EventLog()
     append(total, forgotten, 3)
     append(total, closed, 3)
@@ -74,8 +81,8 @@ def test_a_forgotten_log_is_not_taken_from() -> None:
     close(total, closed)
     total.forgotten(forgotten)
     append(total, live, 9)
-    assert [log.retained_bytes for log in (forgotten, closed, live)] == [0, 0, 9]
-    assert total.bytes == 9
+    assert [weight(log) for log in (forgotten, closed, live)] == [0, 0, 9]
+    assert total.bytes == 9 * UNIT
 
 
 ACTIONS = st.lists(
@@ -88,8 +95,8 @@ ACTIONS = st.lists(
 @given(actions=ACTIONS, limit=st.integers(1, 30))
 def test_the_account_is_always_the_sum_of_the_logs(actions: list[tuple[str, int, int]], limit: int) -> None:
     """Whatever happens in whatever order, bytes are counted once and the bound holds after each step."""
-    total = RetainedTotal(limit)
-    logs = {number: EventLog(max_bytes=20) for number in range(5)}
+    total = RetainedTotal(limit * UNIT)
+    logs = {number: EventLog(max_bytes=20 * UNIT) for number in range(5)}
     for action, number, size in actions:
         log = logs[number]
         match action:
@@ -99,8 +106,8 @@ def test_the_account_is_always_the_sum_of_the_logs(actions: list[tuple[str, int,
                 close(total, log)
             case "forget":
                 total.forgotten(log)
-                logs[number] = EventLog(max_bytes=20)
+                logs[number] = EventLog(max_bytes=20 * UNIT)
             case _:
                 continue
-        assert total.bytes == sum(log.retained_bytes for log in logs.values())
-        assert total.bytes <= limit
+        assert total.bytes == sum(log.footprint for log in logs.values())
+        assert total.bytes <= limit * UNIT

@@ -7,6 +7,7 @@ asserted is order and outcome, and bounds on memory, never a time.
 
 from __future__ import annotations
 
+import base64
 import os
 import resource
 import shutil
@@ -37,11 +38,12 @@ from procfs import (
     until_blocked,
     until_dead,
 )
-from raw_sockets import UPGRADE, bare, dial, vanish
+from raw_sockets import UPGRADE, bare, dial, frame, vanish
 from wire import PATIENCE_S, Peer, connect, start_params
 
 INTERNAL_ERROR = -32603
 INVALID_REQUEST = -32600
+TOO_MANY_REQUESTS = -32011
 
 MIB = 1024
 """A mebibyte in KiB, the unit in which the kernel tells memory."""
@@ -527,3 +529,48 @@ async def leave_politely(peer: Peer) -> None:
 async def leave_rudely(peer: Peer) -> None:
     await peer.notify("no/such/notification")
     await peer.until_ended()
+
+
+async def test_writes_that_wait_are_bounded_in_bytes() -> None:
+    """A process that reads nothing, and a client that writes on: what is too much is refused, and told so."""
+    chunk = base64.b64encode(bytes(1 << 20)).decode()
+    with running(start_daemon()) as daemon:
+        server = listening_pid(daemon)
+        async with connect(daemon.url) as peer:
+            (await peer.start("p", "sleep", "60", pipeStdin=True)).ok()
+            before = resident_kib(server)
+            writes = [
+                await peer.send("process/write", {"processId": "p", "chunk": chunk, "writeId": str(number)})
+                for number in range(200)
+            ]
+            (await peer.request("environment/status")).ok()
+            grown = resident_kib(server) - before
+            print(f"200 MiB of writes to a process that reads nothing: the daemon grew by {grown} KiB")
+            refused = [answer for answer in map(peer.answers.get, writes) if answer and answer.error]
+            assert refused
+            assert {answer.code for answer in refused} == {TOO_MANY_REQUESTS}
+            assert grown < 160 * MIB  # 16 MiB taken, 64 MiB waiting, and Python's room for one more
+            (await peer.terminate("p")).ok()
+            statuses = [(await peer.answer_to(number)) for number in writes]
+            assert all(answer.error or answer.result["status"] for answer in statuses)
+
+
+async def test_small_requests_for_large_answers_are_bounded() -> None:
+    """A segment full of requests whose answers are large costs one answer at a time beyond the bound."""
+    with running(start_daemon()) as daemon:
+        server = listening_pid(daemon)
+        async with connect(daemon.url) as other, bare(daemon) as client:
+            await client.handshake()
+            metadata = {"label": "y" * 100_000}
+            for number in range(20):
+                params = {**start_params(f"p{number}", "sleep", "60"), "metadata": metadata}
+                await client.send({"id": 2, "method": "process/start", "params": params})
+                await client.until(rb'"id":\s*2\b')
+            before = resident_kib(server)
+            lists = [b'{"id":%d,"method":"process/list"}' % number for number in range(1000, 1300)]
+            await client.stream.send_all(b"".join(map(frame, lists)))
+            for _ in range(10):
+                assert await other.run(f"q{_}", "true") == (0, b"")
+            grown = resident_kib(server) - before
+            print(f"300 lists of 2 MB each, asked for in one segment: the daemon grew by {grown} KiB")
+            assert grown < 32 * MIB

@@ -49,7 +49,8 @@ class Request(Struct, frozen=True):
     fault: RpcError | None = None
     """Why the params cannot be used, or that the method is unknown: the answer to give, once the
     handshake allows the method at all."""
-    trace: Trace | None = None
+    size: int = 0
+    """Bytes of the whole message: what it costs to keep it waiting."""
 
 
 class Notification(Struct, frozen=True, gc=False):
@@ -133,14 +134,14 @@ def decode_from_client(data: bytes) -> Request | Notification:
         return Notification(method, raw)
     if row is None:
         fault = RpcError(ErrorCode.METHOD_NOT_FOUND, f"this server has no method {method[:200]!r}")
-        return Request(envelope.id, method, fault=fault, trace=envelope.trace)
+        return Request(envelope.id, method, fault=fault, size=len(data))
     try:
         params = decode_params(method, raw)
     except RpcError as fault:
         if proven:
             check_limits(data)
-        return Request(envelope.id, method, fault=fault, trace=envelope.trace)
-    return Request(envelope.id, method, params, trace=envelope.trace)
+        return Request(envelope.id, method, fault=fault, size=len(data))
+    return Request(envelope.id, method, params, size=len(data))
 
 
 def decode_params(method: str, raw: Raw | None) -> Message:

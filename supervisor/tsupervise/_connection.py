@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import trio
@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 MAX_OPEN_REQUESTS = 2_048
 """Requests of one connection that may wait at a time. Clients of this protocol stop at 1,025."""
 
+MAX_OPEN_BYTES = 64 << 20
+"""Bytes of the requests of one connection that may wait at a time: one message of the largest size."""
+
 PROBE_S = 2.0
 """How long a peer may be silent when another connection asks for its session, in seconds."""
 
@@ -61,6 +64,7 @@ class Connection:
         self._session: Session | None = None
         self._lanes: dict[str, _Lane] = {}
         self._open_requests = 0
+        self._open_bytes = 0
         self._scope = trio.CancelScope()
         self._requests: trio.Nursery | None = None
         self._challenged = False
@@ -134,8 +138,8 @@ class Connection:
 
     async def _watch_peer(self) -> None:
         await self._channel.keep_alive()
-        log.info("a peer has not answered pings and is taken for gone")
-        self._end(CloseCode.POLICY_VIOLATION, "no answer to pings")
+        log.info("a peer is taken for gone")
+        self._end(CloseCode.POLICY_VIOLATION, "no sign of life")
 
     def challenge(self) -> None:
         # Who is leaving will have let go before the next try, and its nursery may be closed already.
@@ -163,8 +167,10 @@ class Connection:
                         self.violated = True
                         self._farewell = (CloseCode.POLICY_VIOLATION, str(violation))
                         return
-            # A peer that asks and does not read the answers: its next requests wait, too.
-            await self.outbox.wait_for_reply_room()
+                    if not self.outbox.has_reply_room:
+                        # A peer that asks and does not read the answers: its next requests wait, too.
+                        self.outbox.flush()
+                        await self.outbox.wait_for_reply_room()
         self._farewell = (CloseCode.NORMAL, "")
 
     # --- its requests ----------------------------------------------------------------------------
@@ -199,26 +205,41 @@ class Connection:
             outcome = self._begin(request, row)
             assert outcome is None, f"{request.method} answers at once"
             return
-        if self._open_requests >= MAX_OPEN_REQUESTS:
-            text = f"{MAX_OPEN_REQUESTS} requests of this connection wait already: wait for answers first"
-            self._fail(request, RpcError(ErrorCode.TOO_MANY_REQUESTS, text))
+        if not self._has_room_for(request):
             return
+        self._open_requests += 1
+        self._open_bytes += request.size
         lane_name = row.lane(request.params)
         lane = self._lanes.get(lane_name)
         if lane is not None and lane.holder not in row.overtakes:
-            self._open_requests += 1
             lane.waiting.append((request, row))
             return
         outcome = self._begin(request, row)
         if outcome is None:
-            return
-        self._open_requests += 1
-        assert self._requests is not None, "requests come while the connection runs"
-        if row.holds_lane:
+            self._close_request(request)
+        elif row.holds_lane:
             self._lanes[lane_name] = _Lane(request.method)
-            self._requests.start_soon(self._run_lane, lane_name, request, outcome)
+            self._spawn(self._run_lane, lane_name, request, outcome)
         else:
-            self._requests.start_soon(self._finish_one, request, outcome)
+            self._spawn(self._finish_one, request, outcome)
+
+    def _has_room_for(self, request: Request) -> bool:
+        if self._open_requests >= MAX_OPEN_REQUESTS:
+            text = f"{MAX_OPEN_REQUESTS} requests of this connection wait already: wait for answers first"
+        elif self._open_requests and self._open_bytes + request.size > MAX_OPEN_BYTES:
+            text = f"{self._open_bytes} bytes of requests of this connection wait already: wait for answers first"
+        else:
+            return True
+        self._fail(request, RpcError(ErrorCode.TOO_MANY_REQUESTS, text))
+        return False
+
+    def _close_request(self, request: Request) -> None:
+        self._open_requests -= 1
+        self._open_bytes -= request.size
+
+    def _spawn(self, task: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        assert self._requests is not None, "requests come while the connection runs"
+        self._requests.start_soon(task, *arguments)
 
     def _begin(self, request: Request, row: Row) -> Awaitable[Message] | None:
         """Run a handler; reply if it has answered, else return what is to be awaited."""
@@ -249,7 +270,7 @@ class Connection:
 
     async def _finish_one(self, request: Request, outcome: Awaitable[Message]) -> None:
         await self._finish(request, outcome)
-        self._open_requests -= 1
+        self._close_request(request)
 
     async def _run_lane(self, name: str, request: Request, outcome: Awaitable[Message]) -> None:
         """Finish the request that holds the lane, then those that came behind it, in order."""
@@ -257,30 +278,30 @@ class Connection:
         await self._finish_one(request, outcome)
         while lane.waiting:
             request, row = lane.waiting.popleft()
-            following = self._begin(request, row)
-            if following is None:
-                self._open_requests -= 1
-            elif row.holds_lane:
+            following = self._begin_in_turn(request, row)
+            if following is not None:
                 lane.holder = request.method
                 self._let_overtake(lane)
                 await self._finish_one(request, following)
-            else:
-                assert self._requests is not None, "requests come while the connection runs"
-                self._requests.start_soon(self._finish_one, request, following)
         del self._lanes[name]
+
+    def _begin_in_turn(self, request: Request, row: Row) -> Awaitable[Message] | None:
+        """Begin a request that has waited in a lane; return what is to be awaited if it holds the lane now."""
+        outcome = self._begin(request, row)
+        if outcome is None:
+            self._close_request(request)
+        elif row.holds_lane:
+            return outcome
+        else:
+            self._spawn(self._finish_one, request, outcome)
+        return None
 
     def _let_overtake(self, lane: _Lane) -> None:
         """The lane has a new holder: who does not wait for this one goes ahead."""
-        assert self._requests is not None, "requests come while the connection runs"
-        ahead = [waiting for waiting in lane.waiting if lane.holder in waiting[1].overtakes]
-        for waiting in ahead:
+        for waiting in [waiting for waiting in lane.waiting if lane.holder in waiting[1].overtakes]:
             lane.waiting.remove(waiting)
-            request, row = waiting
-            outcome = self._begin(request, row)
-            if outcome is None:
-                self._open_requests -= 1
-            else:
-                self._requests.start_soon(self._finish_one, request, outcome)
+            held = self._begin_in_turn(*waiting)
+            assert held is None, "what overtakes does not hold a lane"
 
     def _fail(self, request: Request, error: RpcError) -> None:
         self.outbox.reply(encode_error(request.id, error.code, error.message))

@@ -178,24 +178,19 @@ def _read(peer: Peer, params: ReadParams) -> Outcome:
     process = _find(peer, params.process_id)
     if process.state is State.STARTING:
         raise RpcError(ErrorCode.INVALID_REQUEST, f"process id {params.process_id} is starting")
-    if peer.outbox.has_reply_room:
-        result = process.read_now(params)
-        if result is not None:
-            return result
+    if peer.outbox.has_reply_room and (process.has_news(params) or not params.wait_ms):
+        return process.read(params)
     return _read_later(peer, process, params)
 
 
 async def _read_later(peer: Peer, process: Process, params: ReadParams) -> ReadResult:
-    result: ReadResult | None = None
     with trio.move_on_after((params.wait_ms or 0) / 1000):
-        while process.read_now(params) is None:
+        while not process.has_news(params):
             await process.wait_changed()
     # A large answer is made only when there is room for it, so that parked reads take no memory.
     await peer.outbox.wait_for_reply_room()
     _ = peer.session  # it may have been resumed by another connection meanwhile
-    result = process.read_now(params, waited=True)
-    assert result is not None, "a reader who has waited is answered"
-    return result
+    return process.read(params)
 
 
 def _write(peer: Peer, params: WriteParams) -> Outcome:

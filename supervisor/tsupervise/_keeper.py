@@ -32,6 +32,8 @@ _SI_KERNEL = 0x80
 def keep(arguments: list[str]) -> int:
     """Run the daemon with these command line arguments; returns its exit code, 128 + n if signal n ended it."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    # Whoever started us may ignore it, and then no child could be waited for: the kernel would reap them.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     awaited = {*_PASSED_ON, signal.SIGCHLD}
     # Blocked and not handled: a signal that comes between two looks is not lost, and needs no handler.
     signal.pthread_sigmask(signal.SIG_BLOCK, awaited)

@@ -17,13 +17,13 @@ import trio
 from tsupervise_protocol.codec import OutputTemplate, encode_notification
 from tsupervise_protocol.messages import UNSET, ClosedNotification, ExitedNotification, Stream
 
-from ._event_log import Chunk, Event, Exit
+from ._event_log import CHUNK_BYTES, Chunk, Event, Exit
 
 MAX_EVENT_BYTES = 1 << 20
-"""Output waiting to be sent on one connection, in bytes; all its pipes wait while it is reached."""
+"""Output waiting to be sent on one connection, in bytes of memory; all its pipes wait while it is reached."""
 
 MAX_FEED_BYTES = 256 << 10
-"""Output of one process waiting to be sent, in bytes; its pipes wait while it is reached."""
+"""Output of one process waiting to be sent, in bytes of memory; its pipes wait while it is reached."""
 
 MAX_REPLY_BYTES = 1 << 20
 """Replies waiting to be sent, in bytes. Beyond it large answers wait, one of any size at a time; the peer's
@@ -59,7 +59,7 @@ class Feed:
         was_empty = not self._events
         self._events.append(event)
         if isinstance(event, Chunk):
-            size = len(event.data)
+            size = len(event.data) + CHUNK_BYTES
             self._size += size
             self._outbox.event_bytes += size
         if was_empty:
@@ -85,7 +85,7 @@ class Feed:
         """The next event as a message."""
         event = self._events.popleft()
         if isinstance(event, Chunk):
-            size = len(event.data)
+            size = len(event.data) + CHUNK_BYTES
             self._size -= size
             self._outbox.event_bytes -= size
             if self._room:

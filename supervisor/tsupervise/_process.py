@@ -6,11 +6,11 @@ Nothing here knows connections: events go into the log and, while somebody is at
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import time
 
+import msgspec
 import trio
 
 from tsupervise_protocol.base64_text import encode_base64_str
@@ -33,10 +33,8 @@ from ._fd import READ_BYTES, Fd
 from ._lifecycle import Lifecycle, State, Step
 from ._outbox import MAX_FEED_BYTES, Feed, Outbox
 from ._retained_total import RetainedTotal
-from ._spawn import KILL_GRACE_S, Child, ProcessGroup
+from ._spawn import Child, ProcessGroup
 from ._stdin_queue import StdinQueue
-
-log = logging.getLogger(__name__)
 
 DRAIN_BYTES = 1 << 20
 """What is read of each stream when the child has exited, before the exit is numbered: the largest pipe that an
@@ -114,6 +112,8 @@ class Process:
     def spawned(self, child: Child) -> None:
         """The child is there; from now on it can be written to, signalled and read. `run` must follow."""
         self._child = child
+        # Thousands of closed processes may be retained, and nobody asks for an environment again.
+        self.params = msgspec.structs.replace(self.params, env={}, env_policy=None)
         self.lifecycle.take(Step.SPAWNED)
 
     async def run(self) -> None:
@@ -141,15 +141,12 @@ class Process:
             self._announce(self.log.record_close())
             self._retained.closed(self.log)
         finally:
-            if self.state is not State.CLOSED:
-                child.group.kill()
-                with trio.move_on_after(KILL_GRACE_S, shield=True) as grace:
-                    await child.wait_exit()
-                    child.reap()
-                if grace.cancelled_caught:
-                    log.error("process %s (pid %d) does not die of SIGKILL", self.uid, child.pid)
-            child.close()
-            self._nursery = None
+            try:
+                if self.state is not State.CLOSED:
+                    await child.destroy()
+            finally:
+                child.close()
+                self._nursery = None
 
     async def _pump_output(self, stream: Stream, fd: Fd) -> None:
         """Move output from the pipe into the log until it ends; wait while the peer does not keep up."""
@@ -170,9 +167,9 @@ class Process:
         fd.close()
 
     def _append(self, stream: Stream, data: bytes) -> None:
-        before = self.log.retained_bytes
+        before = self.log.footprint
         chunk = self.log.append(stream, data)
-        self._retained.changed(self.log, self.log.retained_bytes - before)
+        self._retained.changed(self.log, self.log.footprint - before)
         self._announce(chunk)
 
     def _drain(self, child: Child) -> None:
@@ -228,18 +225,14 @@ class Process:
 
     # --- requests --------------------------------------------------------------------------------
 
-    def read_now(self, params: ReadParams, *, waited: bool = False) -> ReadResult | None:
-        """The answer to a read, or None if it should wait for the next event.
+    def has_news(self, params: ReadParams) -> bool:
+        """Whether there is something above the reader's `after_seq`, or never will be."""
+        return self.log.closed is not None or self.log.last_seq > (params.after_seq or 0)
 
-        Args:
-            params: what is asked for; no `wait_ms` is the same as `waited`.
-            waited: whether the reader's patience is over.
-        """
+    def read(self, params: ReadParams) -> ReadResult:
+        """What a reader gets now."""
         after = params.after_seq or 0
         chunks, next_seq = self.log.page(after, params.max_bytes)
-        exit_is_news = self.log.exit is not None and after < next_seq - 1
-        if not (chunks or self.log.closed or exit_is_news or waited or not params.wait_ms):
-            return None
         exit_event = self.log.exit
         term_signal = exit_event.term_signal if exit_event else None
         return ReadResult(
@@ -399,6 +392,11 @@ class Process:
             self._drain(child)
             self._nursery.cancel_scope.cancel()
         return self.state is State.RUNNING
+
+    def kill(self) -> None:
+        """SIGKILL to whatever is left of the process; nothing else happens here."""
+        if self._child is not None:
+            self._child.group.kill()
 
     def entry(self) -> ProcessEntry:
         """The row of this process in a list."""

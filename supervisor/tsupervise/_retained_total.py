@@ -24,7 +24,7 @@ class RetainedTotal:
         self.bytes = 0
 
     def changed(self, log: EventLog, difference: int) -> None:
-        """A log retains `difference` bytes more (or less, if negative) than before.
+        """The footprint of a log has grown by `difference` bytes (or shrunk, if negative).
 
         With no closed process left to take from, the log that grew gives up its own oldest output.
         """

@@ -64,6 +64,8 @@ class Session:
         """When to forget which closed process; rising, for all are kept equally long."""
         self._left_behind: list[ProcessGroup] = []
         """Groups of forgotten processes that still had members when they were forgotten."""
+        self._sift_at = 16
+        """How many of them there may be before the empty ones are taken out."""
         self._times_changed = trio.lowlevel.ParkingLot()
 
     # --- its life --------------------------------------------------------------------------------
@@ -75,30 +77,33 @@ class Session:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 task_status.started()
-                await self._keep_time()
+                try:
+                    await self._keep_time()
+                finally:
+                    # Here and not later: a start in the very moment of the end must find no way in.
+                    self._ended = True
                 nursery.cancel_scope.cancel()
         finally:
-            self._ended = True
-            self._nursery = None
+            self.kill_all()
             for process in list(self._processes.values()):
                 self._forget(process)
-            for group in self._left_behind:
-                group.kill()
             log.info("session %s ended", self.session_id)
 
     async def _keep_time(self) -> None:
         """Forget closed processes when their time is over; return when the session's is."""
-        while not self._ended and trio.current_time() < self._expires_at:
+        while trio.current_time() < self._expires_at:
             while self._closed and self._closed[0][0] <= trio.current_time():
                 self._forget(self._closed.popleft()[1])
             forget_at = self._closed[0][0] if self._closed else inf
             with trio.move_on_at(min(forget_at, self._expires_at)):
                 await self._times_changed.park()
 
-    def end(self) -> None:
-        """End the session and everything in it, as soon as its task runs."""
-        self._ended = True
-        self._times_changed.unpark_all()
+    def kill_all(self) -> None:
+        """SIGKILL to whatever is left of every process, those of forgotten ones included."""
+        for process in self._processes.values():
+            process.kill()
+        for group in self._left_behind:
+            group.kill()
 
     @property
     def ended(self) -> bool:
@@ -135,7 +140,7 @@ class Session:
         Raises:
             RpcError: the id is taken, the start was cancelled by a terminate, or the system refused.
         """
-        if self._nursery is None:
+        if self._ended:
             raise RpcError(ErrorCode.INVALID_REQUEST, f"session {self.session_id} has ended")
         if params.process_id in self._processes:
             raise RpcError(ErrorCode.INVALID_REQUEST, f"process {params.process_id} already exists")
@@ -167,8 +172,9 @@ class Session:
 
     def _own(self, process: Process, child: Child) -> Process:
         # Without an await: a child that exists has an owner.
-        if self._nursery is None:
+        if self._ended:
             raise RpcError(ErrorCode.INVALID_REQUEST, f"session {self.session_id} has ended")
+        assert self._nursery is not None, "a session is opened when its nursery is"
         process.spawned(child)
         if self.holder is not None:
             process.attach(self.holder.outbox)
@@ -196,11 +202,10 @@ class Session:
         process.forget()
         group = process.left_behind()
         if group is not None:
-            if self._ended:
-                group.kill()
-            else:
+            self._left_behind.append(group)
+            if len(self._left_behind) >= self._sift_at:
                 self._left_behind = [known for known in self._left_behind if not known.is_empty()]
-                self._left_behind.append(group)
+                self._sift_at = 2 * len(self._left_behind) + 16
 
     def find(self, process_id: str) -> Process | None:
         """The process of that id, or None if there is none or it has been forgotten."""

@@ -14,7 +14,7 @@ import signal
 import struct
 import termios
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import trio
@@ -131,11 +131,20 @@ class Child:
 
     def has_exited(self) -> bool:
         """Whether the child is dead already, without waiting."""
-        return os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+        try:
+            return os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+        except ChildProcessError:
+            return True
 
     def exit_status(self) -> tuple[int, int | None]:
-        """The exit code, or 128 + signal, and the signal if one ended it. Call after `wait_exit`."""
-        info = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT)
+        """The exit code, or 128 + signal, and the signal if one ended it. Call after `wait_exit`.
+
+        The code is -1 if somebody else has reaped the child, such as a host program that ignores SIGCHLD.
+        """
+        try:
+            info = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT)
+        except ChildProcessError:
+            return -1, None
         assert info is not None, "waitid without WNOHANG returns a status"
         if info.si_code == os.CLD_EXITED:
             return info.si_status, None
@@ -145,7 +154,8 @@ class Child:
         """Take the dead child away. Call after `wait_exit`; safe to call twice."""
         if not self._reaped:
             self._reaped = True
-            os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+            with suppress(ChildProcessError):
+                os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
             self.group.leader_was_reaped()
 
     def foreground_group(self) -> int:
@@ -190,11 +200,13 @@ class Child:
             os.close(fd)
 
     async def destroy(self) -> None:
-        """Kill the group, reap the child, close everything: for a child that nobody came to own."""
+        """Kill the group, reap the child, close everything; takes KILL_GRACE_S at most, cancelled or not."""
         self.group.kill()
-        with trio.move_on_after(KILL_GRACE_S, shield=True):
+        with trio.move_on_after(KILL_GRACE_S, shield=True) as grace:
             await self.wait_exit()
             self.reap()
+        if grace.cancelled_caught:
+            log.error("process %d does not die of SIGKILL", self.pid)
         self.close()
 
 
@@ -240,17 +252,17 @@ def spawn(request: SpawnRequest) -> Child:
             child, plan = _with_terminal(request, argv, env, on_failure)
         else:
             child, plan = _with_pipes(request, argv, env, children_ends, on_failure)
+        # Room for the child's own pidfd is made sure of before it runs: nothing may fail afterwards.
+        with _opening("a process"):
+            spare = os.pidfd_open(os.getpid())
         try:
             child.pid = _spawn_first_found(program, request, plan)
         except OSError as error:
             raise _spawn_error(error, f"cannot start {request.argv[0]!r}: {_advice(error)}") from None
+        finally:
+            os.close(spare)
+        child.pidfd = os.pidfd_open(child.pid)
         child.group.pgid = child.pid
-        try:
-            child.pidfd = os.pidfd_open(child.pid)
-        except OSError as error:
-            os.killpg(child.pid, signal.SIGKILL)
-            os.waitpid(child.pid, 0)
-            raise _spawn_error(error, "cannot watch the new process; too many open files?") from None
         on_failure.pop_all()
         return child
 
@@ -363,8 +375,8 @@ def _set_size(fd: int, rows: int, cols: int) -> None:
 def _spawn_first_found(program: bytes, request: SpawnRequest, plan: SpawnPlan) -> int:
     """Look a bare name up on the PATH of the child's own environment, as exec would, and start it.
 
-    A candidate that cannot be executed is remembered and passed over; a script without an interpreter line is
-    an error and never handed to a shell.
+    A candidate that cannot be executed, or whose interpreter is missing, is remembered and passed over; a
+    script without an interpreter line is an error and never handed to a shell.
     """
     if b"/" in program:
         return posix_spawn(_at(plan, program))
@@ -375,8 +387,8 @@ def _spawn_first_found(program: bytes, request: SpawnRequest, plan: SpawnPlan) -
             continue
         try:
             return posix_spawn(_at(plan, candidate))
-        except PermissionError as error:
-            refused = error
+        except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
+            refused = refused or error
     raise refused or FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
 

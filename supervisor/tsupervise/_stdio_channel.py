@@ -44,10 +44,7 @@ class StdioChannel:
         return ()
 
     def _read(self) -> bytes:
-        try:
-            return os.read(self._stdin, READ_BYTES)
-        except OSError:
-            return b""
+        return read_blocking(self._stdin)
 
     def _take(self, data: bytes) -> list[bytes]:
         """The messages that are complete with these bytes; b"" completes the last one.
@@ -93,7 +90,10 @@ class StdioChannel:
     def _write(self, data: bytes) -> None:
         rest = memoryview(data)
         while rest:
-            rest = rest[os.write(self._stdout, rest) :]
+            try:
+                rest = rest[os.write(self._stdout, rest) :]
+            except BlockingIOError:  # somebody who shares it has made it so
+                select.select([], [self._stdout], [])
 
     async def keep_alive(self) -> None:
         """Return when nobody reads standard output any more: without a write, only poll tells."""
@@ -112,6 +112,17 @@ class StdioChannel:
         """The descriptors are not ours to close."""
         self._ended = True
         await trio.lowlevel.checkpoint()
+
+
+def read_blocking(fd: int) -> bytes:
+    """Wait for bytes of a descriptor that others share, and so may have made non-blocking; b"" at its end."""
+    while True:
+        try:
+            return os.read(fd, READ_BYTES)
+        except BlockingIOError:
+            select.select([fd], [], [])
+        except OSError:
+            return b""
 
 
 def _is_utf8(data: bytes) -> bool:

@@ -92,6 +92,11 @@ class Supervisor:
         finally:
             self._sessions.pop(session.session_id, None)
 
+    def kill_all(self) -> None:
+        """SIGKILL to everything at once, without waiting for any of it: for leaving in a hurry."""
+        for session in self._sessions.values():
+            session.kill_all()
+
     @property
     def sessions(self) -> list[Session]:
         """All sessions, in order of their opening."""

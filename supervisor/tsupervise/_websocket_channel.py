@@ -32,6 +32,7 @@ class WebSocketChannel:
         peer: IP:PORT of the other side.
         leftover: bytes that came behind the upgrade request.
         try_send: sends what the stream takes without waiting, and returns how many bytes that was.
+        unread: how many bytes of the peer the stream holds that have not been received.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class WebSocketChannel:
         peer: str,
         leftover: bytes = b"",
         try_send: Callable[[bytes], int] = lambda _: 0,
+        unread: Callable[[], int] = lambda: 0,
     ) -> None:
         self.label = f"websocket JSON-RPC message from exec-server websocket {peer}"
         self._stream = stream
@@ -47,6 +49,7 @@ class WebSocketChannel:
         self._leftover = leftover
         self._try_send = try_send
         self._unsent = b""
+        self._unread = unread
         self._reads = 0
         self._heard = trio.lowlevel.ParkingLot()
         self._peer_has_ended = False
@@ -110,20 +113,22 @@ class WebSocketChannel:
             ping_at = max(ping_at + PING_INTERVAL_S, trio.current_time())
             await trio.sleep_until(ping_at)
             pongs = self._websocket.pongs_received
+            unread = self._unread()
             self._ping()
-            with trio.move_on_after(PONG_TIMEOUT_S) as patience:
+            with trio.move_on_after(PONG_TIMEOUT_S):
                 while self._websocket.pongs_received == pongs:
                     await self._heard.park()
-            if patience.cancelled_caught:
+            if self._websocket.pongs_received == pongs and self._unread() <= unread:
                 return
 
     async def is_alive(self, within_s: float) -> bool:
-        reads = self._reads
+        reads, unread = self._reads, self._unread()
         self._ping()
         with trio.move_on_after(within_s):
             while self._reads == reads:
                 await self._heard.park()
-        return self._reads != reads
+        # Nobody receives while answers wait for a peer that reads slowly; what it sends still counts.
+        return self._reads != reads or self._unread() > unread
 
     def _ping(self) -> None:
         self._websocket.ping()

@@ -18,7 +18,7 @@ from ._listen_address import ListenAddress, TcpAddress
 from ._settings import Settings
 from ._socket_stream import EagerSocketStream
 from ._spawn import open_low_descriptors
-from ._stdio_channel import StdioChannel
+from ._stdio_channel import StdioChannel, read_blocking
 from ._supervisor import Supervisor, open_supervisor_core
 from ._websocket_channel import RECEIVE_BYTES, WebSocketChannel, linger
 
@@ -57,6 +57,8 @@ def serve_forever(options: ServerOptions) -> int:
         CannotListen: the address is taken, or none of this machine's.
     """
     open_low_descriptors()
+    # Whoever started us may ignore it, and then no child could be waited for: the kernel would reap them.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     return trio.run(_serve, options)
 
 
@@ -70,25 +72,26 @@ async def _serve(options: ServerOptions) -> int:
         # Children of this nursery: the watches that stop the daemon.
         async with open_background(outlast_cancel=False) as watches:
             serving = trio.CancelScope()
-            watches.start_soon(_stop_on_signal, signals, serving)
+            if options.exit_on_stdin_close and options.listen != "stdio":
+                watches.start_soon(_stop_on_stdin_end, serving)
+            listener = None if options.listen == "stdio" else await _listen(options.listen)
             with serving:
-                if options.listen == "stdio":
-                    async with open_supervisor_core(options.settings) as supervisor:
+                async with open_supervisor_core(options.settings) as supervisor:
+                    watches.start_soon(_stop_on_signal, signals, serving, supervisor)
+                    if listener is None:
                         code = await _serve_stdio(supervisor)
-                else:
-                    if options.exit_on_stdin_close:
-                        watches.start_soon(_stop_on_stdin_end, serving)
-                    listener = await _listen(options.listen)
-                    async with open_supervisor_core(options.settings) as supervisor:
+                    else:
                         await _serve_listener(supervisor, listener)
     return code
 
 
-async def _stop_on_signal(signals: AsyncIterator[int], serving: trio.CancelScope) -> None:
+async def _stop_on_signal(
+    signals: AsyncIterator[int], serving: trio.CancelScope, supervisor: Supervisor
+) -> None:
     async for number in signals:
         if serving.cancel_called:
-            # Cancelling has killed every process already; what is left is courtesy to peers.
             log.warning("%s again: leaving at once", signal.Signals(number).name)
+            supervisor.kill_all()
             os._exit(0)
         log.info("%s: stopping", signal.Signals(number).name)
         serving.cancel()
@@ -101,10 +104,7 @@ async def _stop_on_stdin_end(serving: trio.CancelScope) -> None:
 
 
 def _read_to_end() -> None:
-    try:
-        while os.read(0, 65536):
-            pass
-    except OSError:
+    while read_blocking(0):
         pass
 
 
@@ -151,7 +151,7 @@ async def _serve_socket(supervisor: Supervisor, sock: socket.socket) -> None:
         upgrade = await _pass_door(stream)
         if upgrade is not None:
             peer = _authority(host, port)
-            channel = WebSocketChannel(stream, peer, upgrade.leftover, stream.try_send)
+            channel = WebSocketChannel(stream, peer, upgrade.leftover, stream.try_send, stream.unread)
             await Connection(supervisor, channel).run()
     except (OSError, trio.BrokenResourceError):
         pass  # gone before it had said anything
