@@ -20,8 +20,8 @@ ROOMS = {
     # For everything above.
     "shared": "_version errors events _background _channel _own_environment",
     # Each may import what stands before it.
-    "core": """_event_log _lifecycle _stdin_queue _retained_total _settings _fd _posix_spawn _child_environment
-        _environment_info _outbox _spawn _process _session _supervisor _handlers _connection""",
+    "core": """_event_log _lifecycle _stdin_queue _retained_total _settings _fd _posix_spawn _fork_spawn
+        _child_environment _environment_info _outbox _spawn _process _session _supervisor _handlers _connection""",
     "doors": "_listen_address _http_door _websocket _socket_stream _websocket_channel _stdio_channel server",
     "client": "_event_order _websocket_client _remote_process client",
     "embedded": "embedded",
@@ -49,7 +49,7 @@ ONLY_IN = {
     "websockets": {"tsupervise._websocket"},
     "click": {"tsupervise.cli"},
     "ctypes": {"tsupervise._posix_spawn", "tsupervise._keeper"},
-    "subprocess": set[str](),
+    "subprocess": {"tsupervise._fork_spawn"},
     "asyncio": set[str](),
 }
 """Foreign packages that one module hides from all others."""

@@ -23,7 +23,8 @@ from tsupervise_protocol.errors import ErrorCode, RpcError
 from tsupervise_protocol.messages import Stream
 
 from ._fd import Fd
-from ._posix_spawn import SpawnPlan, posix_spawn
+from ._fork_spawn import LACKS, fork_spawn
+from ._posix_spawn import AVAILABLE, SpawnPlan, posix_spawn
 
 log = logging.getLogger(__name__)
 
@@ -226,8 +227,25 @@ def open_low_descriptors() -> None:
     os.close(fd)
 
 
-def spawn(request: SpawnRequest) -> Child:
+def what_is_lacking() -> str | None:
+    """What this system's way of starting children cannot do, None if nothing.
+
+    Raises:
+        OSError: the system is too old, or another one: no child can be watched.
+    """
+    if not hasattr(os, "pidfd_open"):
+        raise OSError("tsupervise needs Linux 5.4 or newer")
+    return None if AVAILABLE else LACKS
+
+
+def spawn(
+    request: SpawnRequest, start: Callable[[SpawnPlan], int] = posix_spawn if AVAILABLE else fork_spawn
+) -> Child:
     """Start a child, with pipes or a terminal.
+
+    Args:
+        request: what to start.
+        start: the system's way of starting a child; it returns the pid or raises OSError.
 
     Raises:
         RpcError: INTERNAL_ERROR, with the text of the operating system, `(os error N)` and what to do.
@@ -256,7 +274,7 @@ def spawn(request: SpawnRequest) -> Child:
         with _opening("a process"):
             spare = os.pidfd_open(os.getpid())
         try:
-            child.pid = _spawn_first_found(program, request, plan)
+            child.pid = _spawn_first_found(start, program, request, plan)
         except OSError as error:
             raise _spawn_error(error, f"cannot start {request.argv[0]!r}: {_advice(error)}") from None
         finally:
@@ -372,21 +390,23 @@ def _set_size(fd: int, rows: int, cols: int) -> None:
     fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
 
 
-def _spawn_first_found(program: bytes, request: SpawnRequest, plan: SpawnPlan) -> int:
+def _spawn_first_found(
+    start: Callable[[SpawnPlan], int], program: bytes, request: SpawnRequest, plan: SpawnPlan
+) -> int:
     """Look a bare name up on the PATH of the child's own environment, as exec would, and start it.
 
     A candidate that cannot be executed, or whose interpreter is missing, is remembered and passed over; a
     script without an interpreter line is an error and never handed to a shell.
     """
     if b"/" in program:
-        return posix_spawn(_at(plan, program))
+        return start(_at(plan, program))
     refused: OSError | None = None
     for folder in _encode(request.env.get("PATH", os.defpath)).split(b":"):
         candidate = os.path.join(request.cwd, folder, program)
         if not os.path.exists(candidate):
             continue
         try:
-            return posix_spawn(_at(plan, candidate))
+            return start(_at(plan, candidate))
         except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
             refused = refused or error
     raise refused or FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))

@@ -17,7 +17,7 @@ from ._http_door import HttpDoor, Respond, Upgrade
 from ._listen_address import ListenAddress, TcpAddress
 from ._settings import Settings
 from ._socket_stream import EagerSocketStream
-from ._spawn import open_low_descriptors
+from ._spawn import open_low_descriptors, what_is_lacking
 from ._stdio_channel import StdioChannel, read_blocking
 from ._supervisor import Supervisor, open_supervisor_core
 from ._websocket_channel import RECEIVE_BYTES, WebSocketChannel, linger
@@ -57,6 +57,8 @@ def serve_forever(options: ServerOptions) -> int:
         CannotListen: the address is taken, or none of this machine's.
     """
     open_low_descriptors()
+    if lacking := what_is_lacking():
+        log.warning("this C library's posix_spawn is incomplete (glibc 2.34 has it all): %s", lacking)
     # Whoever started us may ignore it, and then no child could be waited for: the kernel would reap them.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     return trio.run(_serve, options)
