@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import select
 from datetime import UTC, datetime
 
 import msgspec
@@ -25,6 +27,40 @@ class JsonFormatter(logging.Formatter):
         return msgspec.json.encode(printable).decode()
 
 
+class UnhinderedHandler(logging.Handler):
+    """Writes lines to a descriptor, and drops them while nobody reads it: a daemon must not wait for its log.
+
+    When there is room again, the first line says how many were dropped.
+    """
+
+    def __init__(self, fd: int = 2) -> None:
+        super().__init__()
+        self._fd = fd
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLOUT)
+        self._dropped = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # A pipe that polls as writable takes at least a page at once; a line of ours is shorter, unless it
+        # carries a long traceback.
+        if not any(events & select.POLLOUT for _, events in self._poll.poll(0)):
+            self._dropped += 1
+            return
+        try:
+            line = self.format(record)
+            if self._dropped:
+                text = f"{self._dropped} lines were dropped here: nobody read the log"
+                line = (
+                    self.format(logging.makeLogRecord({**vars(record), "msg": text, "args": ()}))
+                    + "\n"
+                    + line
+                )
+                self._dropped = 0
+            os.write(self._fd, (line + "\n").encode(errors="backslashreplace"))
+        except Exception:
+            self.handleError(record)
+
+
 def _without_traceback(record: logging.LogRecord) -> bool:
     record.exc_info = None
     return True
@@ -37,7 +73,7 @@ def log_to_stderr(level: str, *, as_json: bool) -> None:
         level: the lowest that is shown, in lower case.
         as_json: one JSON object for each line, instead of text.
     """
-    handler = logging.StreamHandler()
+    handler = UnhinderedHandler()
     if as_json:
         handler.setFormatter(JsonFormatter())
     else:
