@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -15,6 +15,13 @@ from hypothesis import strategies as st
 
 from tsupervise._event_log import CHUNK_BYTES, Chunk, Close, Exit
 from tsupervise._outbox import JOIN_BYTES, MAX_EVENT_BYTES, MAX_FEED_BYTES, MAX_REPLY_BYTES, Feed, Outbox
+
+
+@contextmanager
+def corked(outbox: Outbox) -> Generator[None]:
+    outbox.cork()
+    yield
+    outbox.uncork()
 
 
 def chunk(seq: int, size: int = 1) -> Chunk:
@@ -302,7 +309,7 @@ async def test_events_follow_in_order_however_they_go_out() -> None:
             sender.takes = takes
             feeds = [Feed(sender.outbox, name, MAX_FEED_BYTES) for name in "ab"]
             for seq in range(1, 40):
-                with sender.outbox.corked() if seq % 7 == 0 else nullcontext():
+                with corked(sender.outbox) if seq % 7 == 0 else nullcontext():
                     for feed in feeds:
                         feed.put(chunk(seq))
                 if seq % 3 == 0:
@@ -317,7 +324,7 @@ async def test_what_is_queued_in_one_go_is_joined() -> None:
     """Replies to a batch of requests go out in one send, before the events that came between them."""
     async with sending() as sender:
         feed = Feed(sender.outbox, "p", MAX_FEED_BYTES)
-        with sender.outbox.corked():
+        with corked(sender.outbox):
             feed.put(chunk(1))
             sender.outbox.reply(b"first")
             sender.outbox.reply(b"second")
@@ -329,7 +336,7 @@ async def test_a_feed_that_is_closed_before_it_was_sent_makes_no_empty_send() ->
     """Nothing is left to say, so nothing is said: an empty send would be taken for the end."""
     async with sending() as sender:
         feed = Feed(sender.outbox, "p", MAX_FEED_BYTES)
-        with sender.outbox.corked():
+        with corked(sender.outbox):
             feed.put(chunk(1))
             feed.close()
         await trio.testing.wait_all_tasks_blocked()

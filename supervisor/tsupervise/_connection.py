@@ -157,26 +157,31 @@ class Connection:
 
     async def _receive_messages(self) -> None:
         while messages := await self._channel.receive():
-            with self.outbox.corked():
+            self.outbox.cork()
+            try:
                 for message in messages:
-                    try:
-                        await self._take_message(message)
-                    except MalformedMessage as error:
-                        self.outbox.reply(encode_malformed(self._channel.label, str(error)))
-                    except ProtocolViolation as violation:
-                        self.violated = True
-                        self._farewell = (CloseCode.POLICY_VIOLATION, str(violation))
-                        return
+                    await self._take_message(message)
                     if not self.outbox.has_reply_room:
                         # A peer that asks and does not read the answers: its next requests wait, too.
-                        self.outbox.flush()
+                        self.outbox.uncork()
                         await self.outbox.wait_for_reply_room()
+                        self.outbox.cork()
+            except ProtocolViolation as violation:
+                self.violated = True
+                self._farewell = (CloseCode.POLICY_VIOLATION, str(violation))
+                return
+            finally:
+                self.outbox.uncork()
         self._farewell = (CloseCode.NORMAL, "")
 
     # --- its requests ----------------------------------------------------------------------------
 
     async def _take_message(self, data: bytes) -> None:
-        message = decode_from_client(data)
+        try:
+            message = decode_from_client(data)
+        except MalformedMessage as error:
+            self.outbox.reply(encode_malformed(self._channel.label, str(error)))
+            return
         if isinstance(message, Notification):
             self._handshake.check_notification(message.method)
             return

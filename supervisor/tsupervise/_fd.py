@@ -14,6 +14,10 @@ READ_BYTES = 64 << 10
 """The most that one read takes: the default capacity of a pipe. Larger reads bring little (measured)."""
 
 
+TYPED_BYTES = 1024
+"""Less than this from a terminal is typing or its echo, not a stream."""
+
+
 class Fd:
     """Owns the integer. Closing overwrites it with -1, so that a recycled number is never touched."""
 
@@ -41,9 +45,12 @@ class Fd:
             return b""
 
     def read_batch(self) -> bytes | None:
-        """Like `read`, but ask on until READ_BYTES or nothing more: a terminal gives 4 KiB at a time."""
+        """Like `read`, but ask on until READ_BYTES or nothing more: a terminal gives 4 KiB at a time.
+
+        A few bytes are taken for all there is: what somebody types is not worth a second question.
+        """
         first = self.read()
-        if not first:
+        if not first or len(first) < TYPED_BYTES:
             return first
         parts = [first]
         size = len(first)

@@ -8,8 +8,7 @@ stops the pipes that flow towards it, and nothing else.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from time import perf_counter
 
 import trio
@@ -168,16 +167,15 @@ class Outbox:
         self._nudged = True
         self._waiting.unpark_all()
 
-    @contextmanager
-    def corked(self) -> Generator[None]:
-        """Join what is queued within the block, and send it at its end."""
+    def cork(self) -> None:
+        """Join what is queued from now on, until `uncork`."""
         self._corked = True
-        try:
-            yield
-        finally:
-            self._corked = False
-            if self._replies or self._ready:
-                self.flush()
+
+    def uncork(self) -> None:
+        """Send what has been queued meanwhile."""
+        self._corked = False
+        if self._replies or self._ready:
+            self.flush()
 
     def flush(self) -> None:
         """Send at once what the channel takes at once, if the sending task has nothing under way."""
