@@ -136,6 +136,31 @@ def test_a_file_as_stdin_is_read(where: list[str], tmp_path: Path) -> None:
 
 
 @ours
+@pytest.mark.parametrize(
+    ("redirections", "code", "output", "complaint"),
+    [
+        ("<&-", 3, "/dev/null\n", ""),
+        (">&-", 125, "", "tsupervise: cannot write the output: Bad file descriptor\n"),
+        ("<&- >&-", 125, "", "tsupervise: cannot write the output: Bad file descriptor\n"),
+        ("<&- 2>&-", 3, "/dev/null\n", ""),
+        ("<&- >&- 2>&-", 125, "", ""),
+    ],
+)
+def test_closed_descriptors_are_what_they_are_without_it(
+    where: list[str], redirections: str, code: int, output: str, complaint: str
+) -> None:
+    """A closed stdin is empty, and output that has nowhere to go is an error, never lost without a word."""
+    script = f'"$@" {redirections}'
+    command = ["--", "sh", "-c", "readlink /proc/self/fd/0; cat; exit 3"]
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", TSUPERVISE, "exec", *where, *command],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, output, complaint)
+
+
 def test_a_command_that_ends_is_not_held_up_by_input_that_does_not(where: list[str]) -> None:
     """The command ends though its stdin stays open and silent."""
     reader, writer = os.pipe()

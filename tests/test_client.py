@@ -13,6 +13,7 @@ import trio
 import trio.testing
 import trio_websocket
 
+import tsupervise._websocket_client
 import tsupervise.client
 from daemons import Daemon
 from scripted_server import Script, scripted_server
@@ -245,6 +246,28 @@ async def test_a_lossless_process_loses_nothing_to_a_slow_reader(daemon: Daemon)
             events = await collect(process)
     assert len(joined(events)) == 6_000_004
     assert not any(isinstance(event, Lost) for event in events)
+
+
+async def test_a_reader_that_takes_its_time_does_not_look_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ping that lies behind what a lossless reader has left unread has its pong nonetheless."""
+    monkeypatch.setattr(tsupervise._websocket_client, "HEARTBEAT_S", 0.02)
+    ponged = trio.Event()
+
+    async def play(script: Script) -> None:
+        await script.handshake()
+        process_id = await script.start()
+        for seq in range(1, 301):
+            await script.output(process_id, seq)
+        await script.ws.ping(b"")
+        ponged.set()
+        await script.exited(process_id, 301)
+        await script.closed(process_id, 302)
+        await script.until_gone()
+
+    async with scripted_server(play) as url, connect(url) as client:
+        process = await client.start(["yes"], lossless=True)
+        await ponged.wait()
+        assert [event.seq for event in await collect(process)] == list(range(1, 303))
 
 
 async def test_a_process_that_nobody_reads_holds_up_no_other(daemon: Daemon) -> None:

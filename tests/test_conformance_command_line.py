@@ -201,7 +201,9 @@ def test_an_unknown_option_is_a_usage_error(target: str) -> None:
     [
         ("--detached-ttl", "soon"),
         ("--detached-ttl", "-1"),
+        ("--detached-ttl", "nan"),
         ("--retention", "-1"),
+        ("--retention", "nan"),
         ("--retained-bytes", "lots"),
         ("--log-level", "loud"),
         ("--log-format", "xml"),

@@ -18,7 +18,7 @@ PACKAGES = {
 ROOMS = {
     "protocol": "errors base64_text path_uri messages json_limits handshake codec __init__",
     # For everything above.
-    "shared": "_version errors events _background _channel _own_environment",
+    "shared": "_version errors events _background _channel _inherited",
     # Each may import what stands before it.
     "core": """_event_log _lifecycle _stdin_queue _retained_total _settings _fd _posix_spawn _fork_spawn
         _child_environment _environment_info _outbox _spawn _process _session _supervisor _handlers _connection""",
@@ -57,7 +57,7 @@ ONLY_IN = {
 WITHOUT_TRIO = {
     *("__init__", "__main__", "_version", "cli", "errors", "events", "_settings", "_log_output"),
     *("_event_log", "_lifecycle", "_stdin_queue", "_retained_total", "_event_order"),
-    *("_child_environment", "_environment_info", "_own_environment", "_posix_spawn", "_keeper"),
+    *("_child_environment", "_environment_info", "_inherited", "_posix_spawn", "_keeper"),
     *("_http_door", "_websocket", "_listen_address"),
 }
 """Modules of `tsupervise` that decide or compute, and never wait in the loop."""

@@ -18,6 +18,7 @@ import pytest
 
 from daemons import Daemon, start_daemon
 from procfs import listening_pid, marked, new_marker, until
+from tsupervise._keeper import KEPT_BY
 from wire import connect
 
 pytestmark = pytest.mark.ours_only("the reference has no keeper")
@@ -69,6 +70,7 @@ async def test_a_killed_keeper_takes_the_daemon_along(own_daemon: Daemon) -> Non
     await until(lambda: not marked(marker) and not os.path.exists(f"/proc/{daemon}"))
 
 
+@pytest.mark.case(21)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 async def test_an_orderly_end_leaves_nothing_behind_either(
     own_daemon: Daemon, number: signal.Signals
@@ -110,7 +112,7 @@ def test_interpreter_options_reach_the_daemon() -> None:
 @pytest.mark.parametrize("kept", [True, False], ids=["with-keeper", "daemon-alone"])
 async def test_an_ignored_sigchld_is_not_inherited(kept: bool) -> None:
     """Started by a program that ignores SIGCHLD, the daemon still learns how its processes end, and ends itself."""
-    mark = [] if kept else ["--kept"]
+    mark = [] if kept else [f"{KEPT_BY}{os.getpid()}"]
     ignoring = (
         "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN);"
         "os.execv(sys.executable, [sys.executable, '-m', 'tsupervise', *sys.argv[1:]])"
@@ -128,7 +130,7 @@ async def test_an_ignored_sigchld_is_not_inherited(kept: bool) -> None:
 async def test_two_stop_signals_at_once_leave_nothing_even_without_a_keeper() -> None:
     """A second signal makes the daemon leave at once, but never before its processes are killed."""
     marker = new_marker()
-    daemon = start_daemon(command=[sys.executable, "-m", "tsupervise", "--kept", "run"])
+    daemon = start_daemon(command=[sys.executable, "-m", "tsupervise", f"{KEPT_BY}{os.getpid()}", "run"])
     try:
         async with connect(daemon.url) as peer:
             for number in range(20):
@@ -138,5 +140,26 @@ async def test_two_stop_signals_at_once_leave_nothing_even_without_a_keeper() ->
                 daemon.process.send_signal(number)
             assert daemon.process.wait(10) == 0
         await until(lambda: not marked(marker))
+    finally:
+        daemon.stop()
+
+
+def test_a_daemon_whose_keeper_died_before_it_could_look_ends_at_once() -> None:
+    """A keeper that is killed in the first moment takes its daemon along like any other."""
+    command = [sys.executable, "-m", "tsupervise", f"{KEPT_BY}0", "run", "--listen", "ws://127.0.0.1:0"]
+    ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=20)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGTERM, b"", b"")
+
+
+async def test_a_daemon_under_nohup_outlives_the_hangup() -> None:
+    """Started with SIGHUP ignored, keeper and daemon go on when it comes; SIGTERM still ends them."""
+    daemon = start_daemon(command=["nohup", sys.executable, "-m", "tsupervise", "run"])
+    try:
+        daemon.process.send_signal(signal.SIGHUP)
+        os.kill(listening_pid(daemon), signal.SIGHUP)
+        async with connect(daemon.url) as peer:
+            assert await peer.run("p", "echo", "hi") == (0, b"hi\n")
+        daemon.process.terminate()
+        assert daemon.process.wait(10) == 0
     finally:
         daemon.stop()

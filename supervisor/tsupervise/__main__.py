@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from ._keeper import KEPT, die_with_keeper, keep
+from ._keeper import KEPT_BY, die_with_keeper, keep
 
 
 def main() -> None:
@@ -15,8 +15,8 @@ def main() -> None:
     arguments = sys.argv[1:]
     if arguments[:1] == ["run"] and sys.platform == "linux":
         sys.exit(keep(arguments))
-    if arguments[:1] == [KEPT]:
-        die_with_keeper()
+    if arguments and arguments[0].startswith(KEPT_BY):
+        die_with_keeper(int(arguments[0].removeprefix(KEPT_BY)))
         arguments = arguments[1:]
     from .cli import main as run_command
 

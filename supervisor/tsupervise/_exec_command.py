@@ -19,8 +19,18 @@ import trio
 from tsupervise_protocol.messages import SignalName
 
 from ._background import open_background
+from ._inherited import heeded
 from ._remote_process import RemoteProcess
-from ._terminal import STDERR, STDOUT, RawTerminal, read_stdin, stdin_is_null, terminal_size, write_out
+from ._terminal import (
+    STDERR,
+    STDOUT,
+    RawTerminal,
+    hold_closed_descriptors,
+    read_stdin,
+    stdin_is_null,
+    terminal_size,
+    write_out,
+)
 from .client import INHERIT_ALL, Client, connect
 from .errors import NotSupported, ServerRefused, TsuperviseError
 from .events import Exited, Lost, Output
@@ -29,7 +39,7 @@ DAEMON_FAILED = 125
 CANNOT_EXECUTE = 126
 NOT_FOUND = 127
 
-_FORWARDED: dict[int, SignalName] = {
+_FORWARDED: dict[signal.Signals, SignalName] = {
     signal.SIGINT: "interrupt",
     signal.SIGTERM: "terminate",
     signal.SIGHUP: "hangup",
@@ -60,6 +70,7 @@ class ExecOptions:
 
 def run_exec(options: ExecOptions) -> int:
     """Run the command and return the exit code for this process."""
+    hold_closed_descriptors()
     return trio.run(_Exec(options).run)
 
 
@@ -73,7 +84,7 @@ class _Exec:
 
     async def run(self) -> int:
         code = DAEMON_FAILED
-        with self._scope, trio.open_signal_receiver(*_FORWARDED) as signals:
+        with self._scope, trio.open_signal_receiver(*heeded(_FORWARDED)) as signals:
             async with open_background(outlast_cancel=True) as nursery:
                 nursery.start_soon(self._forward_signals, signals, nursery)
                 try:
@@ -155,7 +166,7 @@ class _Exec:
                 self._stopped_by = number
                 self._scope.cancel()
             else:
-                nursery.start_soon(self._forward_signal, process, _FORWARDED[number])
+                nursery.start_soon(self._forward_signal, process, _FORWARDED[signal.Signals(number)])
 
     async def _forward_signal(self, process: RemoteProcess, name: SignalName) -> None:
         self._unanswered += 1

@@ -14,10 +14,10 @@ import os
 import signal
 import sys
 
-from ._own_environment import own_environment
+from ._inherited import heeded, own_environment
 
-KEPT = "--kept"
-"""The first argument of a daemon that has a keeper: who sees it is the daemon itself."""
+KEPT_BY = "--kept-by="
+"""The first argument of a daemon that has a keeper, with the keeper's number: who sees it is the daemon itself."""
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -34,7 +34,7 @@ def keep(arguments: list[str]) -> int:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     # Whoever started us may ignore it, and then no child could be waited for: the kernel would reap them.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    awaited = {*_PASSED_ON, signal.SIGCHLD}
+    awaited = {*heeded(_PASSED_ON), signal.SIGCHLD}
     # Blocked and not handled: a signal that comes between two looks is not lost, and needs no handler.
     signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
     daemon = os.posix_spawn(
@@ -56,9 +56,12 @@ def keep(arguments: list[str]) -> int:
             os.kill(daemon, received.si_signo)
 
 
-def die_with_keeper() -> None:
-    """Called by the daemon: a keeper that is killed takes it along, with all that a SIGTERM does."""
-    keeper = os.getppid()
+def die_with_keeper(keeper: int) -> None:
+    """Called by the daemon: a keeper that is killed takes it along, with all that a SIGTERM does.
+
+    Args:
+        keeper: its number, as it said itself: one that is killed at once is our parent no more.
+    """
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != keeper:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -67,7 +70,7 @@ def die_with_keeper() -> None:
 def _daemon_command(arguments: list[str]) -> list[str]:
     """This process's own command line, options of the interpreter included, with the mark before `run`."""
     own = sys.orig_argv[: len(sys.orig_argv) - len(arguments)]
-    return [sys.executable, *own[1:], KEPT, *arguments]
+    return [sys.executable, *own[1:], f"{KEPT_BY}{os.getpid()}", *arguments]
 
 
 def _reap(daemon: int) -> int | None:

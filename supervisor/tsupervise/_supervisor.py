@@ -15,7 +15,7 @@ from tsupervise_protocol.messages import OWN_CAPABILITIES, EnvironmentInfo
 
 from ._background import open_background
 from ._environment_info import environment_info
-from ._own_environment import own_environment
+from ._inherited import own_environment
 from ._retained_total import RetainedTotal
 from ._session import Holder, Session
 from ._settings import Settings

@@ -42,12 +42,19 @@ class RawTerminal:
                 termios.tcsetattr(STDIN, termios.TCSADRAIN, self._saved)
 
 
+def hold_closed_descriptors() -> None:
+    """Put something in the place of 0, 1 and 2 where these are closed, lest a socket of ours get such a number.
+
+    Input is at its end then, and a write fails as it does without: with EBADF.
+    """
+    while (fd := os.open(os.devnull, os.O_RDONLY)) <= STDERR:
+        pass
+    os.close(fd)
+
+
 def stdin_is_null() -> bool:
-    """Whether stdin is /dev/null, or nothing at all."""
-    try:
-        stdin = os.fstat(STDIN)
-    except OSError:
-        return True
+    """Whether stdin is /dev/null."""
+    stdin = os.fstat(STDIN)
     return stat.S_ISCHR(stdin.st_mode) and stdin.st_rdev == os.stat(os.devnull).st_rdev
 
 

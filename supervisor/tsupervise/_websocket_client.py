@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -32,6 +32,10 @@ CLOSE_S = 1.0
 RECEIVE_BYTES = 65536
 QUEUED_MESSAGES = 64
 """Messages that were received and not taken yet. A full queue also keeps the library from answering pings."""
+
+HEARTBEAT_S = 20.0
+"""Between pongs that nobody asked for (RFC 6455, 5.5.3). While output waits for its reader, the server's pings wait
+behind it unseen, and servers take who sends no pong for 60 s for gone."""
 
 
 class WebSocketChannel:
@@ -62,6 +66,13 @@ class WebSocketChannel:
         except ConnectionClosed:
             raise trio.BrokenResourceError from None
 
+    async def keep_alive(self) -> None:
+        """Tell the server that this end is there, whatever is left unread, until the connection ends."""
+        with suppress(ConnectionClosed):
+            while True:
+                await trio.sleep(HEARTBEAT_S)
+                await self._connection.pong()
+
     async def aclose(self, code: CloseCode, reason: str) -> None:
         with trio.move_on_after(CLOSE_S, shield=True):
             # The reason of a close frame is 123 bytes at most (RFC 6455, 5.5).
@@ -88,6 +99,7 @@ async def open_websocket_channel(url: str) -> AsyncGenerator[WebSocketChannel]:
         except (HandshakeError, trio.TooSlowError) as error:
             raise ConnectFailed(f"cannot connect to {url!r}: {_say(error)}") from error
         channel = WebSocketChannel(connection)
+        nursery.start_soon(channel.keep_alive)
         try:
             yield channel
         finally:

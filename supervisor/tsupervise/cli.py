@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -26,6 +28,16 @@ def _stdin_close_variable() -> bool:
     return False
 
 
+class _Seconds(click.FloatRange):
+    """A length of time; not `nan`, which a range lets through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is no length of time.", param, ctx)
+        return seconds
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
@@ -42,7 +54,7 @@ def main() -> None:
 )
 @click.option(
     "--detached-ttl",
-    type=click.FloatRange(min=0),
+    type=_Seconds(min=0),
     default=80.0,
     metavar="S",
     show_default=True,
@@ -50,7 +62,7 @@ def main() -> None:
 )
 @click.option(
     "--retention",
-    type=click.FloatRange(min=0),
+    type=_Seconds(min=0),
     default=80.0,
     metavar="S",
     show_default=True,

@@ -275,9 +275,8 @@ class Client:
             arg0: what the program is told as its own name, if not `argv[0]`.
             metadata: labels of the caller's own.
             lossless: rather than lose output to a slow reader of `events`, stop receiving until that
-                reader has caught up. It holds up every other call and process of this connection, and a
-                server may take a peer that receives nothing for a minute for gone: meant for a connection
-                that serves one process, whose `events` are being read.
+                reader has caught up. It holds up every other call and process of this connection: meant for
+                one that serves one process, whose `events` are being read.
 
         Raises:
             ServerRefused: the server cannot start it, see its text.

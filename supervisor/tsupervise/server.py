@@ -14,6 +14,7 @@ import trio
 from ._background import open_background
 from ._connection import Connection
 from ._http_door import HttpDoor, Respond, Upgrade
+from ._inherited import heeded
 from ._listen_address import ListenAddress, TcpAddress
 from ._settings import Settings
 from ._socket_stream import EagerSocketStream
@@ -70,7 +71,7 @@ class CannotListen(Exception):
 
 async def _serve(options: ServerOptions) -> int:
     code = 0
-    with trio.open_signal_receiver(*_STOP_SIGNALS) as signals:
+    with trio.open_signal_receiver(*heeded(_STOP_SIGNALS)) as signals:
         # Children of this nursery: the watches that stop the daemon.
         async with open_background(outlast_cancel=False) as watches:
             serving = trio.CancelScope()

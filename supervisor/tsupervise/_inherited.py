@@ -1,8 +1,10 @@
-"""The environment that this process was started with."""
+"""What this process was started with: its environment, and a hangup that is not to matter."""
 
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterable
 
 
 def own_environment() -> dict[str, str]:
@@ -20,3 +22,9 @@ def own_environment() -> dict[str, str]:
         if not any(entry.startswith(b"LC_CTYPE=") for entry in initial):
             del environ["LC_CTYPE"]
     return environ
+
+
+def heeded(signals: Iterable[signal.Signals]) -> list[signal.Signals]:
+    """The signals without SIGHUP, if whoever started us has it ignored: `nohup` means what it says."""
+    hangup_matters = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    return [number for number in signals if hangup_matters or number is not signal.SIGHUP]
