@@ -8,6 +8,7 @@ floods or configures one starts its own through `daemons.start_daemon`.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -24,6 +25,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="short",
         help="short: what CI runs; long: the big numbers as well",
     )
+
+
+def pytest_configure() -> None:
+    # Children inherit what is ignored, and `nohup pytest` must show the same as `pytest`.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
