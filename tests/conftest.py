@@ -28,8 +28,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    # Children inherit what is ignored, and `nohup pytest` must show the same as `pytest`.
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    # Children inherit what is ignored, and `nohup pytest` or `pytest &` must show the same as `pytest`.
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
