@@ -209,3 +209,22 @@ def test_no_pattern_of_a_client_takes_long() -> None:
     rules = policy(exclude=["*a" * 50 + "b", "*a?" * 50 + "b"])
     inherited = {"a" * 5000: "1"}
     assert child_environment({}, rules, inherited) == inherited
+
+
+@pytest.mark.parametrize(
+    ("metadata", "labels"),
+    [
+        (None, {}),
+        ({"threadId": "no UUID", "toolCallId": 5}, {}),
+        ({"toolCallId": "a\0b"}, {}),
+        (
+            {"threadId": "urn:uuid:0F8FAD5B-D9CB-469F-A165-70867728950E"},
+            {"CODEX_THREAD_ID": "0f8fad5b-d9cb-469f-a165-70867728950e"},
+        ),
+    ],
+)
+def test_labels_that_are_none_become_no_variable(
+    metadata: dict[str, object] | None, labels: dict[str, str]
+) -> None:
+    """Metadata is the caller's own: what does not have the form of a label is passed over, not refused."""
+    assert child_environment({"A": "1"}, None, {}, metadata) == {"A": "1", **labels}

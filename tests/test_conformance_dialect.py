@@ -93,6 +93,8 @@ async def test_any_other_id_makes_the_message_malformed(daemon: Daemon, request_
         {"jsonrpc": "2.0"},
         {"jsonrpc": 1},
         {"nobodyKnows": {"this": ["member"]}},
+        {"result": 1, "error": 5},
+        {"error": None},
         {"trace": None},
         {"trace": {}},
         {"trace": {"traceparent": None, "tracestate": None}},
@@ -315,6 +317,9 @@ ENDERS = {
     "response": '{"id":1,"result":{}}',
     "null response": '{"id":"x","result":null}',
     "error message": '{"id":1,"error":{"code":-1,"message":"no"}}',
+    "response with more": '{"id":1,"result":null,"error":5,"trace":5}',
+    "error message with more": '{"id":1,"error":{"code":1,"message":"no"},"trace":5}',
+    "notification with more": '{"method":"no/such/method","trace":5,"error":5,"result":1}',
 }
 
 
@@ -426,6 +431,26 @@ async def test_a_method_before_the_handshake_is_refused_by_family(daemon: Daemon
         await peer.notify("initialized")
         answer = await peer.request(method, params)
         assert answer.error is None or "initialize" not in answer.message
+
+
+@pytest.mark.case(39)
+async def test_params_that_cannot_be_read_are_wrong_at_any_time(daemon: Daemon) -> None:
+    """They are looked at before the handshake is: the refusal names them, and the handshake goes on."""
+    async with connect(daemon.url, handshake=False) as peer:
+        assert (await peer.request("process/start", {})).code == BAD_PARAMS
+        assert (await peer.request("process/read", {"processId": 5})).code == BAD_PARAMS
+        await peer.handshake()
+        assert (await peer.request("initialize", {})).code == BAD_PARAMS
+        assert await peer.run("p", "echo", "hi") == (0, b"hi\n")
+
+
+@pytest.mark.case(31)
+@pytest.mark.parametrize("code", [2**63, -(2**63) - 1, "1", None], ids=str)
+async def test_an_error_message_whose_code_is_none_is_malformed(daemon: Daemon, code: object) -> None:
+    """What is no error message either does not end the connection."""
+    async with connect(daemon.url) as peer:
+        await assert_malformed(peer, message(id=7, error={"code": code, "message": "x"}))
+        assert (await peer.request(STATUS)).ok() == READY
 
 
 @pytest.mark.case(40)

@@ -239,6 +239,36 @@ async def test_the_environment_is_exact(server: Daemon, env: dict[str, str]) -> 
         assert await child_environment(peer, server, env=env) == env
 
 
+THREAD = "0f8fad5b-d9cb-469f-a165-70867728950e"
+
+
+@pytest.mark.case(60)
+@pytest.mark.parametrize("tty", [False, True], ids=["pipe", "tty"])
+@pytest.mark.parametrize(
+    ("metadata", "labels"),
+    [
+        (None, {"CODEX_THREAD_ID": "env"}),
+        ({}, {}),
+        (
+            {"threadId": THREAD, "toolCallId": "call 1", "other": "x"},
+            {"CODEX_THREAD_ID": THREAD, "CODEX_TOOL_CALL_ID": "call 1"},
+        ),
+        ({"threadId": "{" + THREAD.upper() + "}"}, {"CODEX_THREAD_ID": THREAD}),
+        ({"toolCallId": ""}, {"CODEX_TOOL_CALL_ID": ""}),
+        ({"threadId": None, "toolCallId": None}, {}),
+    ],
+)
+async def test_a_child_learns_the_labels_of_its_start(
+    server: Daemon, metadata: dict[str, Any] | None, labels: dict[str, str], tty: bool
+) -> None:
+    """Two labels are told in the environment, last of all, and those of another start are not passed on."""
+    env = {"SHELL": "/bin/sh", "CODEX_THREAD_ID": "env", "CODEX_TOOL_CALL_ID": "env"}
+    policy = env_policy("none", set={"CODEX_THREAD_ID": "set"}, includeOnly=["SHELL"])
+    async with connect(server.url) as peer:
+        seen = await child_environment(peer, server, env=env, envPolicy=policy, metadata=metadata, tty=tty)
+        assert seen == {"SHELL": "/bin/sh", **labels}
+
+
 @pytest.mark.case(58)
 @pytest.mark.ours_only("the reference adds SHELL when there is a terminal")
 @pytest.mark.parametrize("env", [{}, {"A": "1"}])

@@ -30,7 +30,9 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from frames import CLOSE as CLOSE_FRAME
 from frames import PING, PONG, TEXT, client_frame
 from in_process import PATIENCE_S, House, MemoryPeer, PipeChild, open_house, write_params
-from tsupervise._channel import CloseCode
+from procfs import until
+from tsupervise._background import open_background
+from tsupervise._channel import CloseCode, memory_channels
 from tsupervise._connection import MAX_OPEN_REQUESTS, PROBE_S, Connection
 from tsupervise._event_log import EventLog
 from tsupervise._handlers import ROWS
@@ -41,7 +43,9 @@ from tsupervise._retained_total import RetainedTotal
 from tsupervise._settings import Settings
 from tsupervise._spawn import Child, SpawnRequest, spawn
 from tsupervise._stdin_queue import MAX_CHUNKS
+from tsupervise._supervisor import open_supervisor_core
 from tsupervise._websocket_channel import PING_INTERVAL_S, PONG_TIMEOUT_S, WebSocketChannel
+from tsupervise.client import open_client
 from tsupervise.embedded import open_supervisor
 from tsupervise_protocol.base64_text import encode_base64_str
 from tsupervise_protocol.errors import ErrorCode
@@ -1127,3 +1131,19 @@ async def test_forgotten_processes_leave_no_object() -> None:
         gc.collect()
         left = [thing for thing in gc.get_objects() if isinstance(thing, Process | EventLog | Feed | Child)]
         assert not left
+
+
+async def test_a_group_that_has_died_out_is_given_up_for_good(tmp_path: Path) -> None:
+    """Its number may be a stranger's soon, so that nobody is left is noticed without anybody asking."""
+    script = f"(sleep 0.2; : >{tmp_path / 'gone'}) >/dev/null 2>&1 </dev/null & exit 0"
+    async with open_supervisor_core() as core, open_background(outlast_cancel=True) as tasks:
+        ours, theirs = memory_channels()
+        tasks.start_soon(Connection(core, theirs).run)
+        async with open_client(ours) as client, client.open_process(["sh", "-c", script]) as process:
+            await process.wait_closed()
+            (session,) = core.sessions
+            (group,) = session._survivors  # pyright: ignore[reportPrivateUsage]
+            assert not group._empty  # pyright: ignore[reportPrivateUsage]
+            await until(lambda: (tmp_path / "gone").exists())
+            await until(lambda: group._empty)  # pyright: ignore[reportPrivateUsage]
+            assert session._survivors == []  # pyright: ignore[reportPrivateUsage]

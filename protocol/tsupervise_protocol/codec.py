@@ -4,7 +4,7 @@ There is no `jsonrpc` member; a response is told from a request by having no `me
 sends is checked against all limits before anything is built from it, see `decode_from_client`.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -13,6 +13,8 @@ from .base64_text import encode_base64
 from .errors import ErrorCode, MalformedMessage, ProtocolViolation, RpcError
 from .json_limits import check_limits
 from .messages import METHODS, NOTIFICATIONS, ErrorBody, Message, Stream
+
+_T = TypeVar("_T")
 
 MAX_MESSAGE_BYTES = 64 << 20
 """The largest message either side takes. Doors enforce it while bytes arrive."""
@@ -35,9 +37,10 @@ class _Envelope(Struct, frozen=True, gc=False):
     id: RequestId | UnsetType = UNSET
     method: str | UnsetType = UNSET
     params: Raw | UnsetType = UNSET
-    trace: Trace | None = None
+    # Looked into only where they belong to the kind of the message: elsewhere they are unknown members.
+    trace: Raw | UnsetType = UNSET
     result: Raw | UnsetType = UNSET
-    error: ErrorBody | UnsetType = UNSET
+    error: Raw | UnsetType = UNSET
 
 
 class Request(Struct, frozen=True):
@@ -47,8 +50,7 @@ class Request(Struct, frozen=True):
     method: str
     params: Message | None = None
     fault: RpcError | None = None
-    """Why the params cannot be used, or that the method is unknown: the answer to give, once the
-    handshake allows the method at all."""
+    """Why the params cannot be used, or that the method is unknown: the answer to give."""
     size: int = 0
     """Bytes of the whole message: what it costs to keep it waiting."""
 
@@ -76,6 +78,8 @@ class ServerRequest(Struct, frozen=True, gc=False):
 
 
 _envelope_decoder = msgspec.json.Decoder(_Envelope)
+_trace_decoder = msgspec.json.Decoder(Trace | None)
+_error_decoder = msgspec.json.Decoder(ErrorBody)
 _params_decoders: dict[str, msgspec.json.Decoder[Any]] = {
     name: msgspec.json.Decoder(method.params) for name, method in METHODS.items()
 }
@@ -124,14 +128,13 @@ def decode_from_client(data: bytes) -> Request | Notification:
     if not proven:
         check_limits(data)
     if method is UNSET:
-        if envelope.result is not UNSET or envelope.error is not UNSET:
-            if envelope.id is UNSET:
-                raise MalformedMessage("an answer without an id")
-            raise ProtocolViolation("clients send no answers; the server asked nothing")
-        raise MalformedMessage("a message has a method, or a result, or an error; this one has none")
+        _decode_answer(envelope)
+        raise ProtocolViolation("clients send no answers; the server asked nothing")
     raw = None if envelope.params is UNSET else envelope.params
     if envelope.id is UNSET:
         return Notification(method, raw)
+    if envelope.trace is not UNSET:
+        _decode_member(_trace_decoder, envelope.trace, "trace")
     if row is None:
         fault = RpcError(ErrorCode.METHOD_NOT_FOUND, f"this server has no method {method[:200]!r}")
         return Request(envelope.id, method, fault=fault, size=len(data))
@@ -175,13 +178,26 @@ def decode_from_server(data: bytes) -> Response | Failure | Notification | Serve
         if envelope.id is UNSET:
             return Notification(envelope.method, raw)
         return ServerRequest(envelope.id, envelope.method)
+    return _decode_answer(envelope)
+
+
+def _decode_answer(envelope: _Envelope) -> Response | Failure:
+    """A message without a method: a response if it has a result, whatever else it has, or else an error."""
+    if envelope.result is UNSET and envelope.error is UNSET:
+        raise MalformedMessage("a message has a method, or a result, or an error; this one has none")
     if envelope.id is UNSET:
         raise MalformedMessage("an answer without an id")
     if envelope.result is not UNSET:
         return Response(envelope.id, envelope.result)
-    if envelope.error is not UNSET:
-        return Failure(envelope.id, envelope.error)
-    raise MalformedMessage("a message has a method, or a result, or an error; this one has none")
+    assert envelope.error is not UNSET, "one of the two is there"
+    return Failure(envelope.id, _decode_member(_error_decoder, envelope.error, "error"))
+
+
+def _decode_member(decoder: msgspec.json.Decoder[_T], raw: Raw, name: str) -> _T:
+    try:
+        return decoder.decode(raw)
+    except msgspec.DecodeError as error:
+        raise MalformedMessage(f"{name}: {error}") from None
 
 
 def decode_notification(notification: Notification) -> Message | None:

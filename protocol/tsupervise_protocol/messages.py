@@ -116,7 +116,8 @@ class StartParams(Message, frozen=True):
     pipe_stdin: bool = False
     arg0: str | None = None
     metadata: dict[str, Any] | None = None
-    """Labels of the caller's own; kept and listed, never interpreted."""
+    """Labels of the caller's own, kept and listed. Two of them, `threadId` (a UUID) and `toolCallId`, are told to
+    the child in its environment, as CODEX_THREAD_ID and CODEX_TOOL_CALL_ID."""
     sandbox: SandboxRequest | None = None
     enforce_managed_network: bool = False
     managed_network: dict[str, Any] | None = None
@@ -337,6 +338,6 @@ OWN_CAPABILITIES = (
 
 
 class ErrorBody(Struct, frozen=True, gc=False):
-    code: int
+    code: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
     message: str
     data: Raw | UnsetType = UNSET

@@ -8,6 +8,9 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import Any
+from uuid import UUID
 
 from tsupervise_protocol.messages import EnvPolicy
 
@@ -29,9 +32,16 @@ CORE_NAMES = (
 DEFAULT_EXCLUDES = ("*KEY*", "*SECRET*", "*TOKEN*")
 """Names that tend to hold credentials; not inherited unless the policy says so."""
 
+THREAD_ID_NAME = "CODEX_THREAD_ID"
+CALL_ID_NAME = "CODEX_TOOL_CALL_ID"
+"""The variables that tell a child of its start's `metadata`: its `threadId`, a UUID, and its `toolCallId`."""
+
 
 def child_environment(
-    env: Mapping[str, str], policy: EnvPolicy | None, inherited: Mapping[str, str]
+    env: Mapping[str, str],
+    policy: EnvPolicy | None,
+    inherited: Mapping[str, str],
+    metadata: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
     """Return the exact environment of a child.
 
@@ -41,7 +51,31 @@ def child_environment(
         env: always part of the result as it is, whatever the policy says.
         policy: what to take from `inherited`, and what to add; without one the result is `env` alone.
         inherited: the server's own environment.
+        metadata: the labels of the start; two of them become variables, which nothing filters or overrides.
+            A call id from elsewhere never gets through, a thread id only where there is no metadata at all.
     """
+    result = _by_policy(env, policy, inherited)
+    _label(result, metadata)
+    return result
+
+
+def _label(environment: dict[str, str], metadata: Mapping[str, Any] | None) -> None:
+    """Tell the labels of this start, and none of another: programs that clients start look for these names."""
+    environment.pop(CALL_ID_NAME, None)
+    if metadata is None:
+        return
+    environment.pop(THREAD_ID_NAME, None)
+    thread_id, call_id = metadata.get("threadId"), metadata.get("toolCallId")
+    if isinstance(thread_id, str):
+        with suppress(ValueError):
+            environment[THREAD_ID_NAME] = str(UUID(thread_id))
+    if isinstance(call_id, str) and "\0" not in call_id:
+        environment[CALL_ID_NAME] = call_id
+
+
+def _by_policy(
+    env: Mapping[str, str], policy: EnvPolicy | None, inherited: Mapping[str, str]
+) -> dict[str, str]:
     if policy is None:
         return dict(env)
     result = _inherit(policy, inherited)

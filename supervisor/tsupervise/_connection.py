@@ -191,9 +191,10 @@ class Connection:
             self._fail(message, message.fault)
             return
         try:
-            self._handshake.check_request(message.method, METHODS[message.method].family)
+            # Params first: what cannot be read is wrong at any time.
             if message.fault is not None:
                 raise message.fault
+            self._handshake.check_request(message.method, METHODS[message.method].family)
         except RpcError as error:
             self._fail(message, error)
             return

@@ -135,7 +135,7 @@ def _spawn_request(params: StartParams, inherited: Mapping[str, str]) -> SpawnRe
     return SpawnRequest(
         argv=params.argv,
         cwd=cwd,
-        env=child_environment(params.env, params.env_policy, inherited),
+        env=child_environment(params.env, params.env_policy, inherited, params.metadata),
         arg0=params.arg0,
         tty=params.tty,
         pipe_stdin=params.pipe_stdin,

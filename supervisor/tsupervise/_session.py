@@ -27,6 +27,10 @@ from ._spawn import Child, ProcessGroup, Spawner, SpawnRequest
 
 log = logging.getLogger(__name__)
 
+SURVIVOR_CHECK_S = 1.0
+"""Seconds between looks at groups that have outlived their leader: far less than it takes to go once round all
+process numbers."""
+
 
 class Holder(Protocol):
     """The connection that holds a session."""
@@ -62,16 +66,14 @@ class Session:
         self._expires_at = inf
         self._closed: deque[tuple[float, Process]] = deque()
         """When to forget which closed process; rising, for all are kept equally long."""
-        self._left_behind: list[ProcessGroup] = []
-        """Groups of forgotten processes that still had members when they were forgotten."""
-        self._sift_at = 16
-        """How many of them there may be before the empty ones are taken out."""
+        self._survivors: list[ProcessGroup] = []
+        """Groups of closed processes that have members left. They belong to the session until it ends."""
         self._times_changed = trio.lowlevel.ParkingLot()
 
     # --- its life --------------------------------------------------------------------------------
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Own all processes of the session, until it has had no holder for too long or `end` is called."""
+        """Own all processes of the session, until it has had no holder for too long."""
         try:
             # Children of this nursery: each process, from its start to its close.
             async with trio.open_nursery() as nursery:
@@ -94,15 +96,18 @@ class Session:
         while trio.current_time() < self._expires_at:
             while self._closed and self._closed[0][0] <= trio.current_time():
                 self._forget(self._closed.popleft()[1])
+            # Looked at often: once a group is empty, the kernel may give its number to somebody else.
+            self._survivors = [group for group in self._survivors if not group.is_empty()]
+            look_at = trio.current_time() + SURVIVOR_CHECK_S if self._survivors else inf
             forget_at = self._closed[0][0] if self._closed else inf
-            with trio.move_on_at(min(forget_at, self._expires_at)):
+            with trio.move_on_at(min(look_at, forget_at, self._expires_at)):
                 await self._times_changed.park()
 
     def kill_all(self) -> None:
         """SIGKILL to whatever is left of every process, those of forgotten ones included."""
         for process in self._processes.values():
             process.kill()
-        for group in self._left_behind:
+        for group in self._survivors:
             group.kill()
 
     @property
@@ -190,7 +195,10 @@ class Session:
             self._forget(process)
             return
         self._closed.append((trio.current_time() + self._settings.retention_s, process))
-        if len(self._closed) == 1:
+        survivors = process.left_behind()
+        if survivors is not None:
+            self._survivors.append(survivors)
+        if len(self._closed) == 1 or len(self._survivors) == 1:
             self._times_changed.unpark_all()
 
     def _forget(self, process: Process) -> None:
@@ -200,12 +208,6 @@ class Session:
         if process.state is State.GONE:
             return
         process.forget()
-        group = process.left_behind()
-        if group is not None:
-            self._left_behind.append(group)
-            if len(self._left_behind) >= self._sift_at:
-                self._left_behind = [known for known in self._left_behind if not known.is_empty()]
-                self._sift_at = 2 * len(self._left_behind) + 16
 
     def find(self, process_id: str) -> Process | None:
         """The process of that id, or None if there is none or it has been forgotten."""
