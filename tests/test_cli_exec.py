@@ -367,7 +367,7 @@ def test_the_terminal_is_left_as_it_was_when_the_daemon_dies() -> None:
     """Even then, and the exit code is 125."""
     daemon = start_daemon()
     try:
-        command = f"exec --url {daemon.url} --tty -- sh -c 'echo ready; exec sleep 60'"
+        command = f"exec --url {daemon.url} --recovery 0 --tty -- sh -c 'echo ready; exec sleep 60'"
         child = spawn(["bash", "-c", between_settings(command)])
         child.expect("ready")
         daemon.process.kill()

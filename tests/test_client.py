@@ -41,7 +41,7 @@ PATIENCE_S = 20.0
 
 
 @asynccontextmanager
-async def connected(daemon: Daemon, **options: str) -> AsyncGenerator[Client]:
+async def connected(daemon: Daemon, **options: Any) -> AsyncGenerator[Client]:
     """`connect` to a real server, with a bound on the block: a client that waits for ever must fail."""
     with trio.fail_after(PATIENCE_S):
         async with connect(daemon.url, **options) as client:
