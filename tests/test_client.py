@@ -656,6 +656,21 @@ async def test_a_process_whose_events_cannot_be_ordered_fails_alone() -> None:
         await fine.wait_closed()
 
 
+async def test_a_close_without_an_exit_is_told_and_not_waited_for() -> None:
+    """Whoever waits for the exit of a process that the server just closes gets an error instead."""
+
+    async def play(script: Script) -> None:
+        await script.handshake()
+        p = await script.start()
+        await script.closed(p, 1)
+        await script.until_gone()
+
+    async with scripted_server(play) as url, connect(url, recovery_s=0) as client:
+        process = await client.start(["true"])
+        with pytest.raises(ProcessFailed, match="did not say how it ended"):
+            await process.wait()
+
+
 @pytest.mark.case(105)
 async def test_a_reader_that_is_overrun_catches_up_with_one_read() -> None:
     """What fell out of the client's history comes by one read from the last number that the reader had."""

@@ -25,6 +25,7 @@ from scripted_server import Script, scripted_server
 from tsupervise import (
     Client,
     Closed,
+    ConnectFailed,
     ConnectionLost,
     Event,
     Exited,
@@ -275,7 +276,7 @@ def gate_at_in(directory: Path) -> Any:
     return gate_at(directory)
 
 
-@pytest.mark.case(112)
+@pytest.mark.case(112, 115)
 async def test_an_outage_beyond_the_budget_fails_everything_alike(daemon: Daemon) -> None:
     """Calls and streams that wait, and whatever is tried later, get one ConnectionLost that says why."""
     texts: list[str] = []
@@ -368,6 +369,38 @@ async def test_ten_users_share_one_connection_and_one_recovery(daemon: Daemon) -
                     nursery.start_soon(use, client)
             assert proxy.carried == 1 + outage
     assert codes == [0] * 20
+
+
+@pytest.mark.case(108)
+async def test_what_was_never_sent_is_sent_after_the_cut(daemon: Daemon) -> None:
+    """A signal that waited behind a message too large to leave cannot have happened, so it happens now."""
+
+    async def start_in_vain(client: Client) -> None:
+        with pytest.raises(OutcomeUnknown):
+            await client.start(["true"], metadata={"label": "x" * 20_000_000})
+
+    async with (
+        connected_through_proxy(daemon) as (client, proxy),
+        client.open_process(["sleep", "60"]) as process,
+        trio.open_nursery() as nursery,
+    ):
+        proxy.stall()
+        nursery.start_soon(start_in_vain, client)
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        nursery.start_soon(process.interrupt)
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        proxy.cut(0.0, "rst")
+        proxy.flow()
+        assert await process.wait() == 130
+
+
+async def test_a_connection_that_is_closed_at_once_says_so(daemon: Daemon) -> None:
+    """An end before the answer to the upgrade is noticed when it comes."""
+    async with fault_proxy(daemon.address) as proxy:
+        proxy.cut(60.0)
+        with trio.fail_after(5), pytest.raises(ConnectFailed, match="closed before it was answered"):
+            async with connect(proxy.url):
+                pass
 
 
 async def test_a_stalled_connection_goes_on_where_it_was(daemon: Daemon) -> None:
@@ -627,6 +660,32 @@ async def test_more_early_events_than_there_is_room_for_are_asked_for_again() ->
         assert_complete(await collect(process))
 
 
+async def test_a_slow_reader_of_one_process_holds_up_no_recovery() -> None:
+    """Another process catches up and ends, whatever of the lossless one lies unread; and that is lossless still."""
+
+    async def first(script: Script) -> None:
+        await script.handshake()
+        await script.start()
+        await script.start()
+
+    async def second(script: Script) -> None:
+        await resume(script)
+        slow, fast = await expect_catch_up(script, "slow", 0), await expect_catch_up(script, "fast", 0)
+        await script.answer(slow, state(500, *range(1, 500)))
+        await script.output("slow", 500)
+        await script.answer(fast, state(3, exit_code=0, closed=True))
+        await script.exited("slow", 501)
+        await script.closed("slow", 502)
+        await script.until_gone()
+
+    with trio.fail_after(PATIENCE_S):
+        async with scripted_server(connections(first, second)) as url, connect(url) as client:
+            slow = await client.start(["true"], process_id="slow", lossless=True)
+            fast = await client.start(["true"], process_id="fast")
+            await fast.wait_closed()
+            assert_complete(await collect(slow))
+
+
 @pytest.mark.case(111)
 async def test_a_process_that_the_server_has_forgotten_fails_alone() -> None:
     """`unknown process id` while catching up concerns one process; it is terminated, which frees its id."""
@@ -721,6 +780,26 @@ async def test_what_does_not_pass_is_not_tried_again(case: str) -> None:
         process = await client.start(["true"])
         with pytest.raises(ConnectionLost, match=f"could not be resumed: .*{text}"):
             await process.wait()
+
+
+async def test_a_client_that_fails_during_an_attempt_stays_failed() -> None:
+    """An attempt that succeeds too late is given up, and its connection closed."""
+
+    async def first(script: Script) -> None:
+        await script.handshake()
+
+    async def second(script: Script) -> None:
+        request = await script.expect("initialize")
+        client._lifeline.fail("enough")  # pyright: ignore[reportPrivateUsage]
+        await script.answer(request, {"sessionId": "s"})
+        await script.until_gone()
+        closed.set()
+
+    closed = trio.Event()
+    async with scripted_server(connections(first, second)) as url, connect(url) as client:
+        await closed.wait()
+        with pytest.raises(ConnectionLost, match="enough"):
+            await client.call("environment/status")
 
 
 async def test_a_channel_that_cannot_be_opened_again_fails_at_once() -> None:

@@ -137,6 +137,8 @@ class Lifeline:
                 # No await from here to the end of `started`: it is in use, or it has ended before.
                 if link.disconnect is not None:
                     raise link.disconnect
+                if self.failure is not None:
+                    raise Disconnected(self.failure, is_final=True)
                 recovering = isinstance(self._recovery.state, Recovering)
                 link.generation = self._recovery.succeeded() if recovering else 1
                 self._link = link

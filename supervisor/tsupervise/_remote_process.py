@@ -122,6 +122,8 @@ class RemoteProcess:
         """
         await trio.lowlevel.checkpoint()
         while self._order.exited is None:
+            if self._order.closed:
+                raise ProcessFailed(self.process_id, "the server closed it and did not say how it ended")
             self._raise_if_over()
             await self._changed.park()
         return self._order.exited.exit_code
