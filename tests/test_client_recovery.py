@@ -8,7 +8,9 @@ import os
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ import trio_websocket
 
 import tsupervise._lifeline
 import tsupervise._remote_process
-from daemons import Daemon
+from daemons import Daemon, command_of
 from fault_proxy import Direction, FaultProxy, How, fault_proxy
 from gates import gate_at
 from scripted_server import Script, scripted_server
@@ -441,6 +443,26 @@ async def test_a_block_that_ends_in_an_outage_leaves_the_end_to_later(
             await trio.testing.wait_all_tasks_blocked(0.02)
         proxy.cut(0.0)
         await until_over(client, "p")
+
+
+async def test_a_command_under_exec_does_not_notice_a_cut(daemon: Daemon) -> None:
+    """What is typed during an outage arrives, what is printed too, and the exit code is the command's."""
+    script = "read a; echo got $a; read b; echo and $b; exit 3"
+    tsupervise = command_of("ours")[0]
+    with trio.fail_after(PATIENCE_S):
+        async with fault_proxy(daemon.address) as proxy, trio.open_nursery() as nursery:
+            command = [tsupervise, "exec", "--url", proxy.url, "--", "sh", "-c", script]
+            start = partial(trio.run_process, command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, check=False)
+            process: trio.Process = await nursery.start(start)
+            assert process.stdin is not None
+            assert process.stdout is not None
+            await process.stdin.send_all(b"one\n")
+            assert await process.stdout.receive_some() == b"got one\n"
+            proxy.cut(OUTAGE_S)
+            await process.stdin.send_all(b"two\n")
+            assert await process.stdout.receive_some() == b"and two\n"
+            assert await process.wait() == 3
+            assert proxy.carried == 2
 
 
 async def converse(daemon: Daemon, *, cuts: int, seed: int) -> None:
