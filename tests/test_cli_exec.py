@@ -251,13 +251,17 @@ def test_a_daemon_that_dies_is_125() -> None:
     """The daemon goes away in the middle: 125, and the reason on stderr."""
     daemon = start_daemon()
     try:
-        with started("--url", daemon.url, "--", "sh", "-c", "echo ready; exec sleep 60") as process:
+        command = ["sh", "-c", "echo ready; exec sleep 60"]
+        with started("--url", daemon.url, "--recovery", "0.3", "--", *command) as process:
             assert process.stdout is not None
             assert process.stderr is not None
             assert process.stdout.readline() == b"ready\n"
             daemon.process.kill()
             assert process.wait(PATIENCE_S) == 125
-            assert b"the connection is lost" in process.stderr.read()
+            said = process.stderr.read()
+            assert b"the connection is lost" in said
+            assert b"gave up after 0.3 s" in said
+            assert b"Connection refused" in said
     finally:
         daemon.stop()
 
@@ -363,7 +367,7 @@ def test_the_terminal_is_left_as_it_was_when_the_daemon_dies() -> None:
     """Even then, and the exit code is 125."""
     daemon = start_daemon()
     try:
-        command = f"exec --url {daemon.url} --tty -- sh -c 'echo ready; exec sleep 60'"
+        command = f"exec --url {daemon.url} --recovery 0 --tty -- sh -c 'echo ready; exec sleep 60'"
         child = spawn(["bash", "-c", between_settings(command)])
         child.expect("ready")
         daemon.process.kill()

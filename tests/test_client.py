@@ -13,8 +13,8 @@ import trio
 import trio.testing
 import trio_websocket
 
+import tsupervise._lifeline
 import tsupervise._websocket_client
-import tsupervise.client
 from daemons import Daemon
 from scripted_server import Script, scripted_server
 from tsupervise import (
@@ -41,7 +41,7 @@ PATIENCE_S = 20.0
 
 
 @asynccontextmanager
-async def connected(daemon: Daemon, **options: str) -> AsyncGenerator[Client]:
+async def connected(daemon: Daemon, **options: Any) -> AsyncGenerator[Client]:
     """`connect` to a real server, with a bound on the block: a client that waits for ever must fail."""
     with trio.fail_after(PATIENCE_S):
         async with connect(daemon.url, **options) as client:
@@ -264,7 +264,7 @@ async def test_a_reader_that_takes_its_time_does_not_look_dead(monkeypatch: pyte
         await script.closed(process_id, 302)
         await script.until_gone()
 
-    async with scripted_server(play) as url, connect(url) as client:
+    async with scripted_server(play) as url, connect(url, recovery_s=0) as client:
         process = await client.start(["yes"], lossless=True)
         await ponged.wait()
         assert [event.seq for event in await collect(process)] == list(range(1, 303))
@@ -314,7 +314,7 @@ async def test_answers_find_their_calls_in_any_order() -> None:
     async def ask(client: Client) -> None:
         answers.append((await client.call("environment/status")).status)
 
-    async with scripted_server(play) as url, connect(url) as client:
+    async with scripted_server(play) as url, connect(url, recovery_s=0) as client:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask, client)
             await trio.testing.wait_all_tasks_blocked(0.01)
@@ -349,7 +349,7 @@ async def test_one_call_too_many_fails_at_once_and_terminate_still_goes() -> Non
         with pytest.raises(ConnectionLost, match="no room"):
             await process.terminate()
 
-    async with scripted_server(play) as url, connect(url) as client:
+    async with scripted_server(play) as url, connect(url, recovery_s=0) as client:
         process = await client.start(["sleep", "60"])
         async with trio.open_nursery() as nursery:
             for _ in range(MAX_CALLS):
@@ -371,7 +371,7 @@ async def test_a_call_of_no_method_is_an_error_of_the_caller() -> None:
         await script.answer(await script.expect("process/list"), {"processes": []})
         await script.until_gone()
 
-    async with scripted_server(play) as url, connect(url) as client:
+    async with scripted_server(play) as url, connect(url, recovery_s=0) as client:
         with pytest.raises(ValueError, match="process/dance"):
             await client.call("process/dance")
         await client.call("process/list")
@@ -390,7 +390,7 @@ async def test_an_unknown_request_of_the_server_is_answered_with_method_not_foun
         await script.answer(request, {"status": "ready"})
         await script.until_gone()
 
-    async with scripted_server(play) as url, connect(url) as client:
+    async with scripted_server(play) as url, connect(url, recovery_s=0) as client:
         assert (await client.call("environment/status")).status == "ready"
 
 
@@ -405,7 +405,7 @@ async def test_messages_that_concern_nobody_are_ignored() -> None:
         await script.answer(await script.expect("environment/status"), {"status": "ready"})
         await script.until_gone()
 
-    async with scripted_server(play) as url, connect(url) as client:
+    async with scripted_server(play) as url, connect(url, recovery_s=0) as client:
         assert (await client.call("environment/status")).status == "ready"
 
 
@@ -427,7 +427,7 @@ async def test_a_lost_connection_fails_every_call_and_stream_alike() -> None:
             await call()
         texts.append(str(caught.value))
 
-    async with scripted_server(play) as url, connect(url) as client:
+    async with scripted_server(play) as url, connect(url, recovery_s=0) as client:
         process = await client.start(["sleep", "60"])
         async with trio.open_nursery() as nursery:
             nursery.start_soon(note, lambda: collect(process))
@@ -458,7 +458,7 @@ async def test_an_answer_that_came_before_the_end_counts() -> None:
         await script.closed(process_id, 3)
         await script.answer(request, {"status": "ready"})
 
-    async with scripted_server(play) as url, connect(url) as client:
+    async with scripted_server(play) as url, connect(url, recovery_s=0) as client:
         process = await client.start(["sleep", "60"])
         assert (await client.call("environment/status")).status == "ready"
         assert [event.seq for event in await collect(process)] == [1, 2, 3]
@@ -488,7 +488,7 @@ async def test_a_server_that_breaks_the_protocol_is_left(message: str) -> None:
         assert caught.value.reason is not None
         assert caught.value.reason.code == 1002
 
-    async with scripted_server(play) as url, connect(url) as client:
+    async with scripted_server(play) as url, connect(url, recovery_s=0) as client:
         await client.start(["sleep", "60"], process_id="p")
         with pytest.raises(ConnectionLost, match="broke the protocol"):
             await client.call("environment/status")
@@ -498,7 +498,7 @@ async def test_a_server_that_does_not_answer_the_handshake_is_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A connection without an answer to `initialize` is a failed connection."""
-    monkeypatch.setattr(tsupervise.client, "INITIALIZE_S", 0.05)
+    monkeypatch.setattr(tsupervise._lifeline, "INITIALIZE_S", 0.05)
 
     async def play(script: Script) -> None:
         await script.expect("initialize")
@@ -542,7 +542,7 @@ async def test_a_server_that_tells_little_of_itself_is_enough() -> None:
         await script.refuse(read, -32600, "unknown process id p")
         await script.until_gone()
 
-    async with scripted_server(play) as url, connect(url) as client:
+    async with scripted_server(play) as url, connect(url, recovery_s=0) as client:
         assert client.environment is None
         async with client.open_process(["true"], process_id="p") as process:
             assert await collect(process) == [Output(1, "stdout", b"1\n"), Exited(2, 0), Closed(3)]
@@ -566,7 +566,7 @@ async def test_a_busy_session_may_talk_before_it_answers_the_handshake() -> None
             await script.expect("environment/info"), {"shell": {"name": "sh", "path": "/bin/sh"}}
         )
 
-    async with scripted_server(play) as url, connect(url, resume_session_id="s") as client:
+    async with scripted_server(play) as url, connect(url, resume_session_id="s", recovery_s=0) as client:
         assert client.environment is not None
         assert client.environment.shell.name == "sh"
 
@@ -589,7 +589,7 @@ async def test_events_in_any_order_need_no_read() -> None:
         await script.output(p, 1)
         await script.expect("process/terminate")
 
-    async with scripted_server(play) as url, connect(url) as client:
+    async with scripted_server(play) as url, connect(url, recovery_s=0) as client:
         with suppress(ConnectionLost):
             process = await client.start(["true"])
             events = await collect(process)
@@ -624,7 +624,7 @@ async def test_an_exit_without_a_word_on_the_sandbox_costs_one_read() -> None:
         )
         await script.expect("process/terminate")
 
-    async with scripted_server(play) as url, connect(url) as client:
+    async with scripted_server(play) as url, connect(url, recovery_s=0) as client:
         process = await client.start(["true"])
         for _ in range(2):
             assert (await collect(process))[1] == Exited(2, 0, None, True)
@@ -646,7 +646,7 @@ async def test_a_process_whose_events_cannot_be_ordered_fails_alone() -> None:
         await script.closed(fine, 2)
         await script.until_gone()
 
-    async with scripted_server(play) as url, connect(url) as client:
+    async with scripted_server(play) as url, connect(url, recovery_s=0) as client:
         lost, fine = await client.start(["true"], process_id="lost"), await client.start(["true"])
         with pytest.raises(ProcessFailed, match="'lost'"):
             await collect(lost)
@@ -654,6 +654,21 @@ async def test_a_process_whose_events_cannot_be_ordered_fails_alone() -> None:
             await lost.wait()
         assert await fine.wait() == 0
         await fine.wait_closed()
+
+
+async def test_a_close_without_an_exit_is_told_and_not_waited_for() -> None:
+    """Whoever waits for the exit of a process that the server just closes gets an error instead."""
+
+    async def play(script: Script) -> None:
+        await script.handshake()
+        p = await script.start()
+        await script.closed(p, 1)
+        await script.until_gone()
+
+    async with scripted_server(play) as url, connect(url, recovery_s=0) as client:
+        process = await client.start(["true"])
+        with pytest.raises(ProcessFailed, match="did not say how it ended"):
+            await process.wait()
 
 
 @pytest.mark.case(105)
@@ -676,7 +691,7 @@ async def test_a_reader_that_is_overrun_catches_up_with_one_read() -> None:
         )
         await script.expect("process/terminate")
 
-    async with scripted_server(play) as url, connect(url) as client:
+    async with scripted_server(play) as url, connect(url, recovery_s=0) as client:
         process = await client.start(["true"])
         stream = process.events()
         assert (await anext(stream)).seq == 1
@@ -700,7 +715,7 @@ async def test_what_nobody_retains_is_told_as_lost() -> None:
         await script.refuse(await script.expect("process/read"), -32600, f"unknown process id {p}")
         await script.until_gone()
 
-    async with scripted_server(play) as url, connect(url) as client:
+    async with scripted_server(play) as url, connect(url, recovery_s=0) as client:
         process = await client.start(["true"])
         await process.wait_closed()
         events = await collect(process)
@@ -728,7 +743,7 @@ async def test_a_start_that_is_cancelled_is_terminated_once_it_is_answered() -> 
         await script.until_gone()
 
     seen = trio.Event()
-    async with scripted_server(play) as url, connect(url) as client:
+    async with scripted_server(play) as url, connect(url, recovery_s=0) as client:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: client.start(["sleep", "60"], process_id="p"))
             await seen.wait()

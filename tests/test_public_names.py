@@ -20,6 +20,7 @@ def test_every_public_name_is_there_and_no_other_is_promised() -> None:
         "Exited",
         "Lost",
         "NotSupported",
+        "OutcomeUnknown",
         "Output",
         "ProcessFailed",
         "RemoteProcess",

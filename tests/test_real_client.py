@@ -20,8 +20,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from cut_proxy import cut_proxy
 from daemons import REFERENCE, Daemon
+from fault_proxy import fault_proxy
 from scripted_model import Call, Turn, scripted_model
 
 OLD_CLIENT = os.environ.get("TSUPERVISE_REFERENCE_OLD")
@@ -143,7 +143,7 @@ async def run_client(binary: str, home: Path, server_url: str, turns: Sequence[T
 
 async def run_all_flows(binary: str, home: Path, daemon: Daemon) -> dict[str, Outcome]:
     """Start five commands, talk to the three that stay, and cut the connection under two more."""
-    async with cut_proxy(daemon.address) as proxy:
+    async with fault_proxy(daemon.address) as proxy:
         start = [
             execute("echo fine"),
             execute("echo out; sleep 0.1; echo err >&2; exit 3"),
@@ -208,7 +208,7 @@ async def test_input_that_a_cut_overtakes_arrives_once(
         pytest.skip("eight cuts take their time: --profile=long")
     assert REFERENCE is not None
     lines = [f"line {i}" for i in range(8)]
-    async with cut_proxy(daemon.address) as proxy:
+    async with fault_proxy(daemon.address) as proxy:
 
         def type_line(line: str, cut: Callable[[float], None]) -> Turn:
             def turn(answers: Sequence[str]) -> list[Call]:

@@ -1,7 +1,7 @@
 """What lies between a door and a connection: whole messages, in order, and nothing of how they travel.
 
 A WebSocket, a pair of stdio pipes and a pair of queues in one process are the same thing above this line.
-`MessageChannel` is what both ends need; `ServerChannel` adds what only the server asks of a door.
+`MessageChannel` is what both ends need; `ClientChannel` and `ServerChannel` add what only one of them asks.
 """
 
 from __future__ import annotations
@@ -46,6 +46,15 @@ class MessageChannel(Protocol):
         ...
 
 
+class ClientChannel(MessageChannel, Protocol):
+    """A channel as a client has it."""
+
+    @property
+    def end_reason(self) -> str:
+        """How the channel ended, once it has."""
+        ...
+
+
 class ServerChannel(MessageChannel, Protocol):
     """A channel as a door hands it to a connection."""
 
@@ -80,6 +89,7 @@ class MemoryChannel:
     """One end of a channel inside this process. Made by `memory_channels`."""
 
     label = "JSON-RPC message from exec-server in this process"
+    end_reason = "the other end of the channel has closed"
 
     def __init__(
         self,

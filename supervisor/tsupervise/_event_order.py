@@ -2,14 +2,18 @@
 
 Events are numbered from 1 without holes, but may arrive in any order and more than once. `EventOrder`
 publishes each once, in order, and keeps the last of them for readers who bring their own position; a
-reader who has fallen behind what is kept asks the server for the rest, see `fill_hole`.
+reader who has fallen behind what is kept asks the server for the rest, see `fill_hole`. What was missed
+while there was no connection comes by one answer of the server's, see `catch_up`.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
-from itertools import islice
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import count, islice
+
+from tsupervise_protocol.errors import MalformedMessage
 
 from .events import Closed, Event, Exited, Lost, Output
 
@@ -24,6 +28,26 @@ class EventOverflow(Exception):
     """More events came out of order than can be held; the process cannot be followed any further."""
 
 
+class WindowLost(Exception):
+    """Events that were missed are retained no more; the process cannot be followed any further."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the server says of a process after some number, all at one moment."""
+
+    chunks: Sequence[Output]
+    """The retained output after that number, ascending."""
+    next_seq: int
+    """The first number that was not used yet."""
+    exit_code: int | None
+    """None while it runs. The number of the exit is not told."""
+    closed: bool
+    """Then the last number in use is that of the close."""
+    term_signal: int | None = None
+    sandbox_denied: bool = False
+
+
 def _size_of(event: Event) -> int:
     """The bytes that an event counts for."""
     return len(event.data) if isinstance(event, Output) else 0
@@ -32,10 +56,12 @@ def _size_of(event: Event) -> int:
 class EventOrder:
     """See the module. `last` is the highest published number, `first` the lowest that is kept."""
 
-    __slots__ = ("_early", "_early_bytes", "_kept", "_kept_bytes", "closed", "exited", "last")
+    __slots__ = ("_early", "_early_bytes", "_kept", "_kept_bytes", "closed", "exited", "last", "read_seq")
 
     def __init__(self) -> None:
         self.last = 0
+        self.read_seq: int | None = None
+        """What has a higher number is kept whatever the bounds; None for no such promise."""
         self.exited: Exited | None = None
         """The exit once it is published; it is known for good, however long the history."""
         self.closed = False
@@ -77,11 +103,61 @@ class EventOrder:
             self._publish(following)
         return True
 
+    def catch_up(self, snapshot: Snapshot) -> bool:
+        """Take what was missed without a connection; return whether anything was published by it.
+
+        The events up to the snapshot are the published ones, its chunks, those that came early, and the
+        close; if one number is left over, the exit has it.
+
+        Args:
+            snapshot: as of after number `last`, or an earlier one.
+
+        Raises:
+            WindowLost: numbers are missing that nobody has any more.
+            EventOverflow: a chunk is too large.
+            MalformedMessage: the snapshot contradicts itself, or what came before.
+        """
+        if self.closed:
+            return False
+        target, last = snapshot.next_seq - 1, self.last
+        found: dict[int, Event] = {}
+        for chunk in snapshot.chunks:
+            if chunk.seq > target or (snapshot.closed and chunk.seq == target):
+                raise MalformedMessage(
+                    f"chunk {chunk.seq} lies beyond what nextSeq {snapshot.next_seq} allows"
+                )
+            if chunk.seq > last:
+                found[chunk.seq] = chunk
+        if snapshot.closed and target > last:
+            found[target] = Closed(target)
+        found |= {seq: event for seq, event in self._early.items() if seq <= target}
+        missing = max(0, target - last) - len(found)
+        early_exit = next((event for event in self._early.values() if isinstance(event, Exited)), None)
+        new_exit = snapshot.exit_code is not None and self.exited is None and early_exit is None
+        if missing > new_exit:
+            raise WindowLost(f"its events are no longer retained while recovering through sequence {target}")
+        if missing < new_exit:
+            raise MalformedMessage(f"it has exited, but no number up to {target} is left for that")
+        if snapshot.closed and (snapshot.exit_code is None or not isinstance(found.get(target), Closed)):
+            raise MalformedMessage(f"it is closed at number {target}, which cannot be")
+        if snapshot.exit_code is not None and new_exit:
+            seq = next(seq for seq in count(last + 1) if seq not in found)
+            found[seq] = Exited(seq, snapshot.exit_code, snapshot.term_signal, snapshot.sandbox_denied)
+        elif early_exit is not None and snapshot.sandbox_denied:
+            self._early[early_exit.seq] = replace(early_exit, sandbox_denied=True)
+        for seq in range(last + 1, target + 1):
+            event = found[seq]
+            assert not isinstance(event, Lost), "nothing that was found is lost"
+            self.insert(event)
+        return self.last > last
+
     def _publish(self, event: Event) -> None:
         self.last = event.seq
         self._kept.append(event)
         self._kept_bytes += _size_of(event)
-        while len(self._kept) > MAX_EVENTS or self._kept_bytes > MAX_BYTES:
+        while (len(self._kept) > MAX_EVENTS or self._kept_bytes > MAX_BYTES) and (
+            self.read_seq is None or self._kept[0].seq <= self.read_seq
+        ):
             self._kept_bytes -= _size_of(self._kept.popleft())
         if isinstance(event, Exited):
             self.exited = event

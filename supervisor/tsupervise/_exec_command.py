@@ -59,13 +59,15 @@ _EOF = b"\x04"
 
 @dataclass(frozen=True, slots=True)
 class ExecOptions:
-    """What was asked for; `url` is None for supervision in this process, `env` is added."""
+    """What was asked for; `url` is None for supervision in this process, `env` is added, and
+    `recovery_s` is how long a lost connection may take to come back."""
 
     argv: Sequence[str]
     url: str | None
     tty: bool
     cwd: str | None
     env: Mapping[str, str]
+    recovery_s: float
 
 
 def run_exec(options: ExecOptions) -> int:
@@ -99,7 +101,9 @@ class _Exec:
 
     def _open_client(self) -> AbstractAsyncContextManager[Client]:
         if self._options.url is not None:
-            return connect(self._options.url, client_name="tsupervise exec")
+            return connect(
+                self._options.url, client_name="tsupervise exec", recovery_s=self._options.recovery_s
+            )
         from .embedded import open_supervisor
 
         return open_supervisor()

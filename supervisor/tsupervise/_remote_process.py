@@ -2,7 +2,8 @@
 
 Events that arrive are put in order and kept for a while (`_event_order`); the receiving task never waits
 for a reader. A reader brings its position and takes what follows it, and if that is kept no more, it asks
-the server once for all that it missed.
+the server once for all that it missed. An outage of the connection is nothing that a reader sees: the
+process catches up before anything new is published.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import TYPE_CHECKING
 import trio
 
 from tsupervise_protocol.base64_text import decode_base64, encode_base64_str
-from tsupervise_protocol.errors import ErrorCode
+from tsupervise_protocol.errors import ErrorCode, MalformedMessage
 from tsupervise_protocol.messages import (
+    UNSET,
     CloseStdinParams,
     ReadParams,
     ReadResult,
@@ -30,8 +32,15 @@ from tsupervise_protocol.messages import (
     WriteStatus,
 )
 
-from ._event_order import MAX_BYTES, MAX_EVENTS, EventOrder
-from .errors import ConnectionLost, ProcessFailed, ServerRefused, StdinClosed, TsuperviseError
+from ._event_order import MAX_BYTES, MAX_EVENTS, EventOrder, EventOverflow, Snapshot
+from .errors import (
+    ConnectionLost,
+    OutcomeUnknown,
+    ProcessFailed,
+    ServerRefused,
+    StdinClosed,
+    TsuperviseError,
+)
 from .events import Closed, Event, Exited, Output
 
 if TYPE_CHECKING:
@@ -55,12 +64,16 @@ _REFUSED_WRITES: dict[WriteStatus, str] = {
 class RemoteProcess:
     """A process at the server. Made by `Client.start` and `Client.open_process`.
 
-    Every method raises ConnectionLost once the connection is gone, and ServerRefused if the server
-    answers with an error.
+    Every method raises ConnectionLost once the connection is gone for good, and ServerRefused if the
+    server answers with an error. While the connection is being recovered, all of them wait. Those that
+    tell the process something raise OutcomeUnknown if the connection went before they were answered;
+    not so `write` and `close_stdin`, which are repeated and take effect once.
     """
 
     def __init__(self, client: Client, process_id: str, *, lossless: bool) -> None:
         self.process_id = process_id
+        self.is_confirmed = False
+        """Whether the server has said that it was started."""
         self.uid: str | None = None
         """The daemon-unique name of this process, where the server gives one."""
         self._client = client
@@ -72,6 +85,10 @@ class RemoteProcess:
         self._write_ids = count(1)
         self._lossless = lossless
         self._read_seq = 0
+        if lossless:
+            self._order.read_seq = 0
+        self._is_missing = False
+        self._has_dropped = False
         self._room = trio.lowlevel.ParkingLot()
         self._asking_for_denial = trio.Lock()
         self._whole_exit: Exited | None = None
@@ -105,6 +122,8 @@ class RemoteProcess:
         """
         await trio.lowlevel.checkpoint()
         while self._order.exited is None:
+            if self._order.closed:
+                raise ProcessFailed(self.process_id, "the server closed it and did not say how it ended")
             self._raise_if_over()
             await self._changed.park()
         return self._order.exited.exit_code
@@ -179,9 +198,19 @@ class RemoteProcess:
             StdinClosed: it takes no input, or none any more.
         """
         self._client.require("tsuperviseCloseStdin", "close the stdin of a process")
+        params = CloseStdinParams(process_id=self.process_id)
+        was_asked = False
         async with self._stdin:
-            params = CloseStdinParams(process_id=self.process_id)
-            self._check_write((await self._client.call("process/closeStdin", params)).status)
+            while True:
+                try:
+                    status = (await self._client.call("process/closeStdin", params)).status
+                except OutcomeUnknown:
+                    was_asked = True
+                else:
+                    break
+        # Closed already is what a question that lost its answer to a disconnect has brought about.
+        if not (was_asked and status == "stdinClosed"):
+            self._check_write(status)
 
     def _check_write(self, status: WriteStatus) -> None:
         if status != "accepted":
@@ -221,14 +250,22 @@ class RemoteProcess:
     async def end(self) -> None:
         """Terminate the process and wait until it is closed, at most `END_S`, come what may.
 
-        A closed process is terminated as well: a descendant of it may be left.
+        A closed process is terminated as well: a descendant of it may be left. If there is no connection
+        in all that time, the client terminates it when there is one again.
         """
         self._lossless = False
+        self._order.read_seq = None
         self._room.unpark_all()
+        was_told = False
         with trio.move_on_after(END_S, shield=True) as scope, suppress(TsuperviseError):
-            await self.terminate()
+            while not was_told:
+                with suppress(OutcomeUnknown):
+                    await self.terminate()
+                    was_told = True
             await self.wait_closed()
         if scope.cancelled_caught:
+            if not was_told:
+                self._client.terminate_later(self)
             logger.warning(
                 "process %r was terminated but is not closed after %s s; the server ends it with its session",
                 self.process_id,
@@ -243,8 +280,52 @@ class RemoteProcess:
         Raises:
             EventOverflow: as `EventOrder.insert`.
         """
-        if self._order.insert(event):
+        try:
+            published = self._order.insert(event)
+        except EventOverflow:
+            if not self._is_missing:
+                raise
+            # It comes again with what else was missed.
+            self._has_dropped = True
+        else:
+            if published:
+                self._changed.unpark_all()
+
+    def begin_to_miss(self) -> None:
+        """From now on there may be events that do not arrive, until it has caught up."""
+        self._is_missing = True
+
+    @property
+    def can_catch_up(self) -> bool:
+        """Whether it misses events and the server can be asked for them."""
+        return self._is_missing and self.is_confirmed and self._failure is None and not self._order.closed
+
+    def ask_for_missed(self) -> ReadParams:
+        """The question whose answer `catch_up` takes."""
+        self._has_dropped = False
+        return ReadParams(process_id=self.process_id, after_seq=self._order.last, max_bytes=None, wait_ms=0)
+
+    def catch_up(self, answer: ReadResult) -> None:
+        """Take what was missed. It goes on missing if it had no room for what arrived since it was asked.
+
+        Raises:
+            WindowLost, EventOverflow, MalformedMessage: as `EventOrder.catch_up`.
+        """
+        try:
+            chunks = _decoded(answer)
+        except ValueError as error:
+            raise MalformedMessage(f"process/read of {self.process_id!r}: {error}") from None
+        snapshot = Snapshot(
+            chunks,
+            answer.next_seq,
+            (-1 if answer.exit_code is None else answer.exit_code) if answer.exited else None,
+            answer.closed,
+            None if answer.term_signal is UNSET else answer.term_signal,
+            answer.sandbox_denied,
+        )
+        if self._order.catch_up(snapshot):
             self._changed.unpark_all()
+        self._is_missing = self._has_dropped
 
     def fail(self, reason: str) -> None:
         """End every stream of this process with ProcessFailed."""
@@ -287,6 +368,8 @@ class RemoteProcess:
             event = self._order.after(seq)
             if event is not None:
                 self._read_seq = max(self._read_seq, event.seq)
+                if self._lossless:
+                    self._order.read_seq = self._read_seq
                 self._room.unpark_all()
                 return [await self._with_denial(event)]
             self._raise_if_over()
@@ -302,7 +385,7 @@ class RemoteProcess:
             # Closed long ago, and forgotten.
             return self._order.fill_hole(seq, (), self._order.first)
         try:
-            chunks = [Output(chunk.seq, chunk.stream, decode_base64(chunk.chunk)) for chunk in answer.chunks]
+            chunks = _decoded(answer)
         except ValueError as error:
             self.fail(f"an answer to process/read is no use: {error}; terminate it")
             self._raise_if_over()
@@ -324,6 +407,10 @@ class RemoteProcess:
                     answer = answer or await self.read(after_seq=event.seq - 1, wait_ms=0)
                 self._whole_exit = replace(event, sandbox_denied=answer and answer.sandbox_denied)
         return self._whole_exit
+
+
+def _decoded(answer: ReadResult) -> list[Output]:
+    return [Output(chunk.seq, chunk.stream, decode_base64(chunk.chunk)) for chunk in answer.chunks]
 
 
 class EventStream:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import cast
 from urllib.parse import urlsplit
 
 import trio
@@ -143,25 +144,60 @@ async def _run_websocket(
     """
     try:
         async with trio.open_nursery() as nursery:
-            connection = await wrap_client_stream(
-                nursery,
-                stream,
-                address.host_header,
-                address.resource,
-                receive_buffer_size=RECEIVE_BYTES,
-                message_queue_size=QUEUED_MESSAGES,
-                max_message_size=MAX_MESSAGE_BYTES,
-            )
-            task_status.started(connection)
+            with trio.CancelScope() as handshake:
+                connection = await wrap_client_stream(
+                    nursery,
+                    cast("trio.SocketStream", _WatchedStream(stream, handshake.cancel)),
+                    address.host_header,
+                    address.resource,
+                    receive_buffer_size=RECEIVE_BYTES,
+                    message_queue_size=QUEUED_MESSAGES,
+                    max_message_size=MAX_MESSAGE_BYTES,
+                )
+                task_status.started(connection)
+                return
+            raise _HandshakeCut
     except ExceptionGroup as group:
         # The reader is the only task, so that there is one error at most.
         raise group.exceptions[0] from None
+
+
+class _HandshakeCut(HandshakeError):
+    """The stream ended before the upgrade was answered."""
+
+
+class _WatchedStream(trio.abc.Stream):
+    """A stream that tells of its end: the library waits for the answer to its upgrade even beyond that."""
+
+    def __init__(self, stream: trio.abc.Stream, on_end: Callable[[], None]) -> None:
+        self._stream = stream
+        self._on_end = on_end
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        data: bytes | bytearray = b""
+        try:
+            data = await self._stream.receive_some(max_bytes)
+            return data
+        finally:
+            if not data:
+                self._on_end()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
 
 
 def _say(error: Exception) -> str:
     match error:
         case trio.TooSlowError():
             return f"no answer within {CONNECT_S:.0f} s"
+        case _HandshakeCut():
+            return "the connection was closed before it was answered"
         case ConnectionRejected(status_code=status, body=body):
             detail = (body or b"").decode(errors="replace").strip()
             return f"the server answered HTTP {status}{detail and ': ' + detail}"

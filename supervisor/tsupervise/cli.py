@@ -157,8 +157,23 @@ def _parse_env(ctx: click.Context, param: click.Parameter, values: Sequence[str]
 @click.option(
     "--env", "-e", multiple=True, metavar="NAME=VALUE", callback=_parse_env, help="Added to its environment."
 )
+@click.option(
+    "--recovery",
+    type=_Seconds(min=0),
+    default=45.0,
+    metavar="S",
+    show_default=True,
+    help="How long to try to come back after a lost connection, in seconds.",
+)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def exec_(url: str | None, tty: bool, cwd: str | None, env: dict[str, str], command: tuple[str, ...]) -> None:
+def exec_(
+    url: str | None,
+    tty: bool,
+    cwd: str | None,
+    env: dict[str, str],
+    recovery: float,
+    command: tuple[str, ...],
+) -> None:
     """Run COMMAND under supervision, as if it ran here.
 
     stdin, stdout and stderr are passed on, and so are INT, TERM, HUP and QUIT. The exit code is that of
@@ -169,4 +184,4 @@ def exec_(url: str | None, tty: bool, cwd: str | None, env: dict[str, str], comm
 
     if cwd is not None and url is None:
         cwd = os.path.abspath(cwd)
-    sys.exit(run_exec(ExecOptions(argv=command, url=url, tty=tty, cwd=cwd, env=env)))
+    sys.exit(run_exec(ExecOptions(command, url, tty, cwd, env, recovery)))

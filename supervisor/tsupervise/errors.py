@@ -17,9 +17,17 @@ class ConnectFailed(TsuperviseError):
 
 
 class ConnectionLost(TsuperviseError):
-    """The connection is gone, and with it every call and stream of its client.
+    """The connection is gone for good, and with it every call and stream of its client.
 
     The session and its processes live on at the server for its detached time.
+    """
+
+
+class OutcomeUnknown(TsuperviseError):
+    """The connection went while this call waited for its answer: it may have been carried out or not.
+
+    The client comes back by itself; what can be repeated without harm is repeated and does not raise this.
+    A process that may have been started is terminated.
     """
 
 
