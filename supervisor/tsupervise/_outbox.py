@@ -35,7 +35,7 @@ faster; joining large ones costs almost half of the throughput (measured)."""
 
 JOIN_WINDOW_S = 50e-6
 """Events that come within this time of the last one that was sent at once wait for the sending task, which joins
-what it finds: one echo goes out without a task switch (it is a third faster so, measured), and the output of a
+what it finds: one echo goes out without a task switch (it is a fifth faster so, measured), and the output of a
 hundred processes in one send."""
 
 

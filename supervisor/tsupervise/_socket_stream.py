@@ -2,7 +2,8 @@
 
 Why not trio.SocketStream: its `receive_some` tries to read before it waits, though a request has just been taken
 and the next one is hardly there, and its `send_all` goes through the scheduler once more after a send that has
-succeeded. For a 64-byte echo that is a fifth of all time (measured: 168 us with it, 128 us with this).
+succeeded. A 64-byte echo took 1.8 times as long as the reference's with it, and 1.55 times with this (measured
+by bench/latency.py, pipe-echo).
 """
 
 from __future__ import annotations
