@@ -195,9 +195,12 @@ async def test_output_of_a_detached_time_can_be_read_and_live_events_go_on(
     assert live == list(range(live[0], live[-1] + 1)), "live events come once, in order"
     assert live[0] <= page["nextSeq"], "no hole between what was read and what came live"
     pieces = read | {event.seq: event.data for event in events if event.kind == "output"}
-    assert sorted(pieces) == list(range(last + 1, last + 1 + len(pieces)))
+    numbers = sorted({*pieces, *live})
+    assert numbers == list(range(last + 1, last + 1 + len(numbers)))
     assert b"".join(pieces[seq] for seq in sorted(pieces)) == missed + b"after\n"
-    assert [event.kind for event in events[-2:]] == ["exited", "closed"]
+    # The reference may number the exit before the output that came just before it.
+    assert events[-1].kind == "closed"
+    assert events[-2].kind == "exited" or not daemon.is_ours
 
 
 @pytest.mark.case(45)
