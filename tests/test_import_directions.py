@@ -18,14 +18,15 @@ PACKAGES = {
 ROOMS = {
     "protocol": "errors base64_text path_uri messages json_limits handshake codec __init__",
     # For everything above.
-    "shared": "_version errors events _background _channel _inherited",
+    "shared": "_version completed errors events _background _channel _inherited",
     # Each may import what stands before it.
     "core": """_event_log _lifecycle _stdin_queue _retained_total _settings _fd _posix_spawn _fork_spawn
         _child_environment _environment_info _outbox _spawn _process _session _supervisor _handlers _connection""",
     "doors": "_listen_address _http_door _websocket _socket_stream _websocket_channel _stdio_channel server",
-    "client": """_event_order _recovery _websocket_client _calls _remote_process _process_table _link _lifeline
-        client""",
+    "client": """_event_order _recovery _websocket_client _calls _process_streams _remote_process
+        _process_table _link _lifeline _run_command client""",
     "embedded": "embedded",
+    "sync": "_loop_thread sync",
     "command line": "_keeper _log_output _terminal _exec_command cli __main__",
     "front": "__init__",
 }
@@ -37,8 +38,9 @@ MAY_IMPORT = {
     "doors": "protocol, shared, core, doors",
     "client": "protocol, shared, client",
     "embedded": "protocol, shared, core, client",
+    "sync": "protocol, shared, core, client, embedded, sync",
     "command line": "protocol, shared, core, doors, client, embedded, command line",
-    "front": "shared, client, embedded",
+    "front": "shared, client, embedded, sync",
 }
 
 CYCLES = {("tsupervise._remote_process", "tsupervise.client")}
@@ -51,12 +53,13 @@ ONLY_IN = {
     "click": {"tsupervise.cli"},
     "ctypes": {"tsupervise._posix_spawn", "tsupervise._keeper"},
     "subprocess": {"tsupervise._fork_spawn"},
+    "threading": {"tsupervise._loop_thread"},
     "asyncio": set[str](),
 }
 """Foreign packages that one module hides from all others."""
 
 WITHOUT_TRIO = {
-    *("__init__", "__main__", "_version", "cli", "errors", "events", "_settings", "_log_output"),
+    *("__init__", "__main__", "_version", "cli", "completed", "errors", "events", "_settings", "_log_output"),
     *("_event_log", "_lifecycle", "_stdin_queue", "_retained_total", "_event_order", "_recovery"),
     *("_child_environment", "_environment_info", "_inherited", "_posix_spawn", "_keeper"),
     *("_http_door", "_websocket", "_listen_address"),
@@ -161,7 +164,11 @@ def test_there_are_no_packages_inside_the_packages() -> None:
 
 def test_the_lazy_names_of_the_front_come_from_rooms_that_it_may_import() -> None:
     """They are imported by a computed name, so the table of them is checked here."""
-    homes = {getattr(tsupervise, name).__module__ for name in tsupervise.__all__ if name != "__version__"}
+    homes = {
+        getattr(tsupervise, name).__module__
+        for name in tsupervise.__all__
+        if name not in {"__version__", "sync"}
+    }
     homes = {home for home in homes if home.startswith("tsupervise.")}
     assert {room_of(home) for home in homes} <= set(MAY_IMPORT["front"].split(", "))
 

@@ -13,6 +13,9 @@ def test_every_public_name_is_there_and_no_other_is_promised() -> None:
     assert tsupervise.__all__ == [
         "Client",
         "Closed",
+        "CommandCrashed",
+        "CommandFailed",
+        "Completed",
         "ConnectFailed",
         "ConnectionLost",
         "Event",
@@ -22,16 +25,19 @@ def test_every_public_name_is_there_and_no_other_is_promised() -> None:
         "NotSupported",
         "OutcomeUnknown",
         "Output",
+        "OutputLost",
         "ProcessFailed",
         "RemoteProcess",
         "ServerRefused",
         "StdinClosed",
         "TooManyCalls",
+        "TooMuchOutput",
         "TsuperviseError",
         "__version__",
         "connect",
         "open_client",
         "open_supervisor",
+        "sync",
     ]
     for name in tsupervise.__all__:
         assert getattr(tsupervise, name) is not None

@@ -11,18 +11,24 @@ from typing import TYPE_CHECKING
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from . import sync
     from ._remote_process import EventStream, RemoteProcess
     from .client import Client, connect, open_client
+    from .completed import Completed
     from .embedded import open_supervisor
     from .errors import (
+        CommandCrashed,
+        CommandFailed,
         ConnectFailed,
         ConnectionLost,
         NotSupported,
         OutcomeUnknown,
+        OutputLost,
         ProcessFailed,
         ServerRefused,
         StdinClosed,
         TooManyCalls,
+        TooMuchOutput,
         TsuperviseError,
     )
     from .events import Closed, Event, Exited, Lost, Output
@@ -30,6 +36,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Client",
     "Closed",
+    "CommandCrashed",
+    "CommandFailed",
+    "Completed",
     "ConnectFailed",
     "ConnectionLost",
     "Event",
@@ -39,31 +48,39 @@ __all__ = [
     "NotSupported",
     "OutcomeUnknown",
     "Output",
+    "OutputLost",
     "ProcessFailed",
     "RemoteProcess",
     "ServerRefused",
     "StdinClosed",
     "TooManyCalls",
+    "TooMuchOutput",
     "TsuperviseError",
     "__version__",
     "connect",
     "open_client",
     "open_supervisor",
+    "sync",
 ]
 
 _HOMES = {
     "_remote_process": ("EventStream", "RemoteProcess"),
     "client": ("Client", "connect", "open_client"),
+    "completed": ("Completed",),
     "embedded": ("open_supervisor",),
     "errors": (
+        "CommandCrashed",
+        "CommandFailed",
         "ConnectFailed",
         "ConnectionLost",
         "NotSupported",
         "OutcomeUnknown",
+        "OutputLost",
         "ProcessFailed",
         "ServerRefused",
         "StdinClosed",
         "TooManyCalls",
+        "TooMuchOutput",
         "TsuperviseError",
     ),
     "events": ("Closed", "Event", "Exited", "Lost", "Output"),
@@ -72,6 +89,8 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:
+    if name == "sync":
+        return import_module(".sync", __name__)
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value: object = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)

@@ -54,7 +54,6 @@ TERMINAL_DRAIN_S = 0.25
 the user's own is of no use until this command ends."""
 
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
-_EOF = b"\x04"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +126,12 @@ class _Exec:
         )
         async with start as process, open_background(outlast_cancel=True) as nursery:
             self._process = process
-            if has_input:
-                nursery.start_soon(self._feed_pipe, process)
             if not options.tty:
+                if has_input:
+                    nursery.start_soon(self._feed, process)
                 return await self._print(process)
             with RawTerminal() as terminal:
-                nursery.start_soon(self._feed_terminal, process)
+                nursery.start_soon(self._feed, process)
                 nursery.start_soon(self._follow_terminal, process, terminal)
                 return await self._print(process)
 
@@ -181,23 +180,14 @@ class _Exec:
                 await process.terminate()
         self._unanswered -= 1
 
-    async def _feed_pipe(self, process: RemoteProcess) -> None:
+    async def _feed(self, process: RemoteProcess) -> None:
         with suppress(TsuperviseError):
             while data := await read_stdin():
-                await process.write(data)
+                await process.stdin.send_all(data)
             try:
-                await process.close_stdin()
+                await process.stdin.aclose()
             except NotSupported as error:
                 await _complain(f"the command does not see the end of its input: {error}")
-
-    async def _feed_terminal(self, process: RemoteProcess) -> None:
-        at_line_start = True
-        with suppress(TsuperviseError):
-            while data := await read_stdin():
-                at_line_start = data.endswith(b"\n")
-                await process.write(data)
-            # In the middle of a line the first one only hands over what there is of it.
-            await process.write(_EOF if at_line_start else _EOF + _EOF)
 
     async def _follow_terminal(self, process: RemoteProcess, terminal: RawTerminal) -> None:
         with trio.open_signal_receiver(signal.SIGWINCH, signal.SIGCONT) as signals:

@@ -33,6 +33,7 @@ from tsupervise_protocol.messages import (
 )
 
 from ._event_order import MAX_BYTES, MAX_EVENTS, EventOrder, EventOverflow, Snapshot
+from ._process_streams import OutputStream, StdinStream
 from .errors import (
     ConnectionLost,
     OutcomeUnknown,
@@ -70,7 +71,7 @@ class RemoteProcess:
     not so `write` and `close_stdin`, which are repeated and take effect once.
     """
 
-    def __init__(self, client: Client, process_id: str, *, lossless: bool) -> None:
+    def __init__(self, client: Client, process_id: str, *, tty: bool, lossless: bool) -> None:
         self.process_id = process_id
         self.is_confirmed = False
         """Whether the server has said that it was started."""
@@ -92,6 +93,15 @@ class RemoteProcess:
         self._room = trio.lowlevel.ParkingLot()
         self._asking_for_denial = trio.Lock()
         self._whole_exit: Exited | None = None
+        self.is_detached = False
+        """Whether `detach` was called."""
+        self.stdin = StdinStream(self.write, self.close_stdin, is_terminal=tty)
+        """What the process reads. `send_all` is `write`, for one task at a time; `aclose` ends the input."""
+        self.stdout = OutputStream(process_id, self.events(), frozenset({"stdout", "pty"}))
+        """What the process writes to its stdout, or to its terminal, from the beginning and byte by byte.
+        It ends when the process is closed, and raises `OutputLost` in place of output that was lost."""
+        self.stderr = OutputStream(process_id, self.events(), frozenset({"stderr"}))
+        """The same of its stderr; on a terminal there is nothing in it."""
 
     def __repr__(self) -> str:
         return f"<RemoteProcess {self.process_id!r}>"
@@ -115,7 +125,8 @@ class RemoteProcess:
     async def wait(self) -> int:
         """Wait until the process has ended and return its exit code, 128 + n after signal n.
 
-        Output may still come; `wait_closed` waits for that, too.
+        It is -1 if the server does not know how the process ended. Output may still come; `wait_closed`
+        waits for that, too.
 
         Raises:
             ProcessFailed: its events cannot be followed any more.
@@ -246,6 +257,10 @@ class RemoteProcess:
         self._client.require("tsuperviseResize", "resize a terminal")
         params = ResizeParams(process_id=self.process_id, rows=rows, cols=cols)
         await self._client.call("process/resize", params)
+
+    def detach(self) -> None:
+        """Let the process run on when its `open_process` block ends, as if `Client.start` had started it."""
+        self.is_detached = True
 
     async def end(self) -> None:
         """Terminate the process and wait until it is closed, at most `END_S`, come what may.

@@ -52,7 +52,9 @@ from ._link import Link
 from ._process_table import ProcessTable
 from ._recovery import RECOVERY_S
 from ._remote_process import RemoteProcess
+from ._run_command import MAX_OUTPUT_BYTES, complete, raise_if_failed
 from ._websocket_client import open_websocket_channel
+from .completed import Completed
 from .errors import ConnectionLost, NotSupported, OutcomeUnknown, TooManyCalls
 
 MAX_CALLS = 1024
@@ -67,18 +69,23 @@ INHERIT_ALL = EnvPolicy(inherit="all", ignore_default_excludes=True, exclude=[],
 """The whole environment of the server."""
 
 
-class StartOptions(TypedDict, total=False):
-    """The keywords of `Client.start`, which explains them."""
+class RunOptions(TypedDict, total=False):
+    """The keywords that `Client.run` and `Client.start` share; the latter explains them."""
 
     process_id: str | None
     cwd: str | os.PathLike[str] | None
     env: Mapping[str, str] | None
     env_policy: EnvPolicy | None
     tty: bool
-    pipe_stdin: bool
     size: tuple[int, int] | None
     arg0: str | None
     metadata: Mapping[str, Any] | None
+
+
+class StartOptions(RunOptions, total=False):
+    """The keywords of `Client.start`, which explains them."""
+
+    pipe_stdin: bool
     lossless: bool
 
 
@@ -266,7 +273,7 @@ class Client:
                 if process_id in self._processes:
                     raise ValueError(f"this client follows a process {process_id!r} already; take another id")
                 pending = link.begin("process/start", params)
-                process = RemoteProcess(self, process_id, lossless=lossless)
+                process = RemoteProcess(self, process_id, tty=tty, lossless=lossless)
                 self._processes.add(process)
                 try:
                     await pending.done.wait()
@@ -297,12 +304,56 @@ class Client:
     async def open_process(
         self, argv: Sequence[str], **options: Unpack[StartOptions]
     ) -> AsyncGenerator[RemoteProcess]:
-        """Start a process, see `start`, and end it with the block: nothing of it is left behind."""
+        """Start a process, see `start`, and end it with the block: nothing of it is left behind.
+
+        Unless `RemoteProcess.detach` is called in the block: then it runs on.
+        """
         process = await self.start(argv, **options)
         try:
             yield process
         finally:
-            await process.end()
+            if not process.is_detached:
+                await process.end()
+
+    async def run(
+        self,
+        argv: Sequence[str],
+        *,
+        input: bytes | None = None,
+        check: bool = True,
+        max_output_bytes: int = MAX_OUTPUT_BYTES,
+        **options: Unpack[RunOptions],
+    ) -> Completed:
+        """Run a command to its end, collect what it writes, and leave nothing of it behind.
+
+        It ends when the command has ended and nobody holds its output open any more. If it is cancelled
+        meanwhile, the command is terminated.
+
+        Args:
+            argv: as for `start`, and so are all other keywords.
+            input: what the command reads, and then its end; it need not read all of it. None for
+                /dev/null, and on a terminal for a keyboard that nobody touches.
+            check: whether an end with anything but 0 is an error.
+            max_output_bytes: how much output is collected, both streams together.
+
+        Raises:
+            CommandFailed, CommandCrashed: with `check`, it did not end with 0, or a signal ended it.
+            OutcomeUnknown: the server does not know how it ended, or whether it was started.
+            TooMuchOutput: it wrote more, and was terminated.
+            NotSupported: there is `input`, no terminal, and a server that cannot end the input of a
+                process. Nothing was started.
+            ServerRefused, ValueError, ConnectionLost, ProcessFailed: as `start` and `events`.
+        """
+        pipe_stdin = input is not None and not options.get("tty", False)
+        if pipe_stdin:
+            self.require(
+                "tsuperviseCloseStdin", "end the input of a process, which would wait for it for ever"
+            )
+        async with self.open_process(argv, pipe_stdin=pipe_stdin, lossless=True, **options) as process:
+            completed = await complete(process, argv, input, max_output_bytes)
+        if check:
+            raise_if_failed(completed)
+        return completed
 
     async def _end_abandoned_start(self, link: Link, pending: Pending, process: RemoteProcess) -> None:
         """See a start to its end whose caller has gone, and then the process to its own."""
