@@ -22,9 +22,10 @@ ROOMS = {
     # Each may import what stands before it.
     "core": """_event_log _lifecycle _stdin_queue _retained_total _settings _fd _posix_spawn _fork_spawn
         _child_environment _environment_info _outbox _spawn _process _session _supervisor _handlers _connection""",
-    "doors": "_listen_address _http_door _websocket _socket_stream _websocket_channel _stdio_channel server",
-    "client": """_event_order _recovery _websocket_client _calls _process_streams _remote_process
-        _process_table _link _lifeline _run_command client""",
+    "doors": """_listen_address _peer_user _http_door _websocket _socket_stream _websocket_channel _stdio_channel
+        server""",
+    "client": """_event_order _recovery _websocket_client _calls _process_streams _process_handle _remote_process
+        _observed_process _process_table _link _lifeline _run_command client""",
     "embedded": "embedded",
     "sync": "_loop_thread sync",
     "command line": "_keeper _log_output _terminal _exec_command cli __main__",
@@ -43,7 +44,13 @@ MAY_IMPORT = {
     "front": "shared, client, embedded, sync",
 }
 
-CYCLES = {("tsupervise._remote_process", "tsupervise.client")}
+CYCLES = {
+    *(
+        (f"tsupervise.{handle}", "tsupervise.client")
+        for handle in ("_process_handle", "_remote_process", "_observed_process")
+    ),
+    ("tsupervise._process_streams", "tsupervise._process_handle"),
+}
 """Allowed upwards, for annotations only."""
 
 ONLY_IN = {
@@ -62,7 +69,7 @@ WITHOUT_TRIO = {
     *("__init__", "__main__", "_version", "cli", "completed", "errors", "events", "_settings", "_log_output"),
     *("_event_log", "_lifecycle", "_stdin_queue", "_retained_total", "_event_order", "_recovery"),
     *("_child_environment", "_environment_info", "_inherited", "_posix_spawn", "_keeper"),
-    *("_http_door", "_websocket", "_listen_address"),
+    *("_http_door", "_websocket", "_listen_address", "_peer_user"),
 }
 """Modules of `tsupervise` that decide or compute, and never wait in the loop."""
 

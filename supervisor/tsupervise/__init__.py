@@ -12,7 +12,9 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from . import sync
-    from ._remote_process import EventStream, RemoteProcess
+    from ._observed_process import ObservedProcess
+    from ._process_handle import EventStream, ProcessHandle
+    from ._remote_process import RemoteProcess
     from .client import Client, connect, open_client
     from .completed import Completed
     from .embedded import open_supervisor
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
         CommandFailed,
         ConnectFailed,
         ConnectionLost,
+        NoSuchProcess,
         NotSupported,
         OutcomeUnknown,
         OutputLost,
@@ -45,11 +48,14 @@ __all__ = [
     "EventStream",
     "Exited",
     "Lost",
+    "NoSuchProcess",
     "NotSupported",
+    "ObservedProcess",
     "OutcomeUnknown",
     "Output",
     "OutputLost",
     "ProcessFailed",
+    "ProcessHandle",
     "RemoteProcess",
     "ServerRefused",
     "StdinClosed",
@@ -64,7 +70,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "_remote_process": ("EventStream", "RemoteProcess"),
+    "_observed_process": ("ObservedProcess",),
+    "_process_handle": ("EventStream", "ProcessHandle"),
+    "_remote_process": ("RemoteProcess",),
     "client": ("Client", "connect", "open_client"),
     "completed": ("Completed",),
     "embedded": ("open_supervisor",),
@@ -73,6 +81,7 @@ _HOMES = {
         "CommandFailed",
         "ConnectFailed",
         "ConnectionLost",
+        "NoSuchProcess",
         "NotSupported",
         "OutcomeUnknown",
         "OutputLost",

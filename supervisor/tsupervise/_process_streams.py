@@ -7,16 +7,19 @@ reads holds up neither the other nor the process.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import trio
 
 from tsupervise_protocol.messages import Stream
 
 from .errors import OutputLost, StdinClosed, TsuperviseError
-from .events import Event, Lost, Output
+from .events import Lost, Output
+
+if TYPE_CHECKING:
+    from ._process_handle import EventStream, ProcessHandle
 
 END_OF_INPUT = b"\x04"
 """Ctrl-D: how a terminal in its usual mode is told that nothing follows."""
@@ -56,17 +59,10 @@ class _Gate:
 
 @final
 class StdinStream(trio.abc.SendStream):
-    """The stdin of a process, or the keyboard of its terminal. See `RemoteProcess.stdin`."""
+    """The stdin of a process, or the keyboard of its terminal. See `ProcessHandle.stdin`."""
 
-    def __init__(
-        self,
-        write: Callable[[bytes], Awaitable[None]],
-        close: Callable[[], Awaitable[None]],
-        *,
-        is_terminal: bool,
-    ) -> None:
-        self._write = write
-        self._close = close
+    def __init__(self, process: ProcessHandle, *, is_terminal: bool) -> None:
+        self._process = process
         self._is_terminal = is_terminal
         self._at_line_start = True
         self._gate = _Gate("stdin")
@@ -85,7 +81,7 @@ class StdinStream(trio.abc.SendStream):
             sent = bytes(data)
             if sent:
                 self._at_line_start = sent.endswith(b"\n")
-            await self._write(sent)
+            await self._process.write(sent)
 
     async def wait_send_all_might_not_block(self) -> None:
         """Return at once: only the server knows how full its queue is."""
@@ -107,23 +103,23 @@ class StdinStream(trio.abc.SendStream):
         self._gate.close()
         with suppress(StdinClosed):
             if self._is_terminal:
-                await self._write(END_OF_INPUT if self._at_line_start else END_OF_INPUT * 2)
+                await self._process.write(END_OF_INPUT if self._at_line_start else END_OF_INPUT * 2)
                 return
             try:
-                await self._close()
+                await self._process.close_stdin()
             except trio.Cancelled:
                 # A process that never sees the end may wait for it for ever. Asking twice does no harm.
                 with trio.move_on_after(CLOSE_S, shield=True), suppress(TsuperviseError):
-                    await self._close()
+                    await self._process.close_stdin()
                 raise
 
 
 @final
 class OutputStream(trio.abc.ReceiveStream):
-    """What a process writes to one of its streams. See `RemoteProcess.stdout`."""
+    """What a process writes to one of its streams. See `ProcessHandle.stdout`."""
 
-    def __init__(self, process_id: str, events: AsyncIterator[Event], streams: frozenset[Stream]) -> None:
-        self._process_id = process_id
+    def __init__(self, process: ProcessHandle, events: EventStream, streams: Sequence[Stream]) -> None:
+        self._process_id = process.process_id
         self._events = events
         self._streams = streams
         self._rest = memoryview(b"")
@@ -158,6 +154,7 @@ class OutputStream(trio.abc.ReceiveStream):
     async def aclose(self) -> None:
         """Read no more. The process and its other streams do not notice."""
         self._gate.close()
+        self._events.leave()
         await trio.lowlevel.checkpoint()
 
     async def _next_piece(self) -> memoryview:

@@ -18,20 +18,31 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self, Unpack, final
 
-from tsupervise_protocol.messages import EnvironmentInfo, SignalName
+from tsupervise_protocol.messages import EnvironmentInfo, OperatorEntry, OperatorStatusResult, SignalName
 
 from . import client as async_client
 from ._loop_thread import Held, LoopThread
+from ._process_handle import EventStream, ProcessHandle
 from ._process_streams import OutputStream, StdinStream
 from ._recovery import RECOVERY_S
-from ._remote_process import EventStream, RemoteProcess
+from ._remote_process import RemoteProcess
 from ._run_command import MAX_OUTPUT_BYTES
 from ._settings import Settings
 from .client import RunOptions, StartOptions
 from .completed import Completed
 from .events import Event
 
-__all__ = ["Client", "Events", "Process", "Stdin", "StreamReader", "connect", "open_supervisor"]
+__all__ = [
+    "Client",
+    "Events",
+    "OwnProcess",
+    "Process",
+    "ProcessBlock",
+    "Stdin",
+    "StreamReader",
+    "connect",
+    "open_supervisor",
+]
 
 
 def connect(
@@ -117,9 +128,9 @@ class Client:
 
     def start(
         self, argv: Sequence[str], *, timeout: float | None = None, **options: Unpack[StartOptions]
-    ) -> Process:
+    ) -> OwnProcess:
         """Start a process that lives with the session, see `tsupervise.Client.start`."""
-        return Process(self._loop, self._loop.call(lambda: self._client.start(argv, **options), timeout))
+        return OwnProcess(self._loop, self._loop.call(lambda: self._client.start(argv, **options), timeout))
 
     def open_process(
         self, argv: Sequence[str], *, timeout: float | None = None, **options: Unpack[StartOptions]
@@ -128,6 +139,26 @@ class Client:
         return ProcessBlock(
             self._loop, self._loop.hold(lambda: self._client.open_process(argv, **options), timeout)
         )
+
+    def attach(self, name: str, *, timeout: float | None = None) -> Process:
+        """A handle of a process that runs already, see `tsupervise.Client.attach`."""
+        return Process(self._loop, self._loop.call(lambda: self._client.attach(name), timeout))
+
+    def processes(self, *, timeout: float | None = None) -> list[OperatorEntry]:
+        """All processes of all sessions of the daemon, see `tsupervise.Client.processes`."""
+        return self._loop.call(self._client.processes, timeout)
+
+    def status(self, *, timeout: float | None = None) -> OperatorStatusResult:
+        """What the daemon is and holds."""
+        return self._loop.call(self._client.status, timeout)
+
+    def keep_session(self, kept: bool = True, *, timeout: float | None = None) -> None:
+        """Let the session outlive this connection, see `tsupervise.Client.keep_session`."""
+        self._loop.call(lambda: self._client.keep_session(kept), timeout)
+
+    def end_session(self, session_id: str | None = None, *, timeout: float | None = None) -> None:
+        """Kill all processes of a session and forget it, see `tsupervise.Client.end_session`."""
+        self._loop.call(lambda: self._client.end_session(session_id), timeout)
 
 
 @final
@@ -138,8 +169,8 @@ class ProcessBlock:
         self._loop = loop
         self._held = held
 
-    def __enter__(self) -> Process:
-        return Process(self._loop, self._held.__enter__())
+    def __enter__(self) -> OwnProcess:
+        return OwnProcess(self._loop, self._held.__enter__())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -147,19 +178,18 @@ class ProcessBlock:
         self._held.__exit__(kind, error, traceback)
 
 
-@final
 class Process:
-    """A process at the server; every method is explained at `tsupervise.RemoteProcess`."""
+    """A process at the server; every method is explained at `tsupervise.ProcessHandle`."""
 
-    def __init__(self, loop: LoopThread[async_client.Client], process: RemoteProcess) -> None:
+    def __init__(self, loop: LoopThread[async_client.Client], process: ProcessHandle) -> None:
         self._loop = loop
         self._process = process
         self.stdin = Stdin(loop, process.stdin)
-        """What the process reads, see `tsupervise.RemoteProcess.stdin`."""
+        """What the process reads, see `tsupervise.ProcessHandle.stdin`."""
         self.stdout = StreamReader(loop, process.stdout)
-        """What it writes, see `tsupervise.RemoteProcess.stdout`."""
+        """What it writes, see `tsupervise.ProcessHandle.stdout`."""
         self.stderr = StreamReader(loop, process.stderr)
-        """What it writes to its stderr, see `tsupervise.RemoteProcess.stderr`."""
+        """What it writes to its stderr, see `tsupervise.ProcessHandle.stderr`."""
 
     def __repr__(self) -> str:
         return repr(self._process)
@@ -178,11 +208,6 @@ class Process:
     def exit_code(self) -> int | None:
         """The exit code once the process is known to have ended."""
         return self._process.exit_code
-
-    @property
-    def closed(self) -> bool:
-        """Whether the last event has arrived."""
-        return self._process.closed
 
     def events(self, *, after_seq: int = 0, timeout: float | None = None) -> Events:
         """Iterate over the events of the process; `timeout` is for each of them."""
@@ -220,9 +245,23 @@ class Process:
         """Change the size of the process's terminal."""
         self._loop.call(lambda: self._process.resize(rows, cols), timeout)
 
+
+@final
+class OwnProcess(Process):
+    """A process that this client has started, see `tsupervise.RemoteProcess`."""
+
+    def __init__(self, loop: LoopThread[async_client.Client], process: RemoteProcess) -> None:
+        super().__init__(loop, process)
+        self._own_process = process
+
+    @property
+    def closed(self) -> bool:
+        """Whether the last event has arrived."""
+        return self._own_process.closed
+
     def detach(self) -> None:
         """Let the process run on when its `open_process` block ends."""
-        self._process.detach()
+        self._own_process.detach()
 
 
 @final
@@ -269,6 +308,10 @@ class StreamReader:
     def receive_some(self, max_bytes: int | None = None, *, timeout: float | None = None) -> bytes:
         """Wait for output and return it; b"" once the process is closed."""
         return self._loop.call(lambda: self._stream.receive_some(max_bytes), timeout)
+
+    def close(self) -> None:
+        """Read no more. The process and its other streams do not notice."""
+        self._loop.call(self._stream.aclose)
 
 
 @final
