@@ -2,18 +2,20 @@
 
 `daemon` runs each test against this daemon and, where TSUPERVISE_REFERENCE names a `codex` binary,
 against the reference too; a test marked `ours_only(reason)` shows a promise that the reference does not
-keep, or a part that it does not have. Servers live for the whole session of tests: a test that ends,
+keep, or a part that it does not have. `door` is the same for tests of the Python client, which has a
+supervisor in the test's own process for a third. Servers live for the whole session of tests: a test that ends,
 floods or configures one starts its own through `daemons.start_daemon`.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from daemons import REFERENCE, Daemon, start_daemon
+from doors import Door
 
 TARGETS = ("ours", "reference") if REFERENCE else ("ours",)
 
@@ -40,9 +42,12 @@ def long_profile(pytestconfig: pytest.Config) -> bool:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    ours_only = metafunc.definition.get_closest_marker("ours_only")
+    targets = TARGETS[:1] if ours_only else TARGETS
     if "target" in metafunc.fixturenames:
-        ours_only = metafunc.definition.get_closest_marker("ours_only")
-        metafunc.parametrize("target", TARGETS[:1] if ours_only else TARGETS, scope="session")
+        metafunc.parametrize("target", targets, scope="session")
+    if "door_target" in metafunc.fixturenames:
+        metafunc.parametrize("door_target", (*targets, "embedded"), scope="session")
 
 
 @pytest.fixture(scope="session")
@@ -55,12 +60,28 @@ def shared_daemons(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[st
 
 
 @pytest.fixture
-def daemon(
-    target: str, shared_daemons: dict[str, Daemon], tmp_path_factory: pytest.TempPathFactory
-) -> Daemon:
+def daemon_of(
+    shared_daemons: dict[str, Daemon], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Daemon]:
+    """Gives a running server of a kind, shared by the session's tests."""
+
+    def give(target: str) -> Daemon:
+        running = shared_daemons.get(target)
+        if running is None or running.process.poll() is not None:
+            log = tmp_path_factory.getbasetemp() / f"{target}.log"
+            running = shared_daemons[target] = start_daemon(target, stderr=log)
+        return running
+
+    return give
+
+
+@pytest.fixture
+def daemon(target: str, daemon_of: Callable[[str], Daemon]) -> Daemon:
     """A running server of the kind under test, shared by the session's tests."""
-    running = shared_daemons.get(target)
-    if running is None or running.process.poll() is not None:
-        log = tmp_path_factory.getbasetemp() / f"{target}.log"
-        running = shared_daemons[target] = start_daemon(target, stderr=log)
-    return running
+    return daemon_of(target)
+
+
+@pytest.fixture
+def door(door_target: str, daemon_of: Callable[[str], Daemon]) -> Door:
+    """A way to a client: by a running server of each kind, and by a supervisor in the tests' own process."""
+    return Door(door_target, None if door_target == "embedded" else daemon_of(door_target).url)

@@ -91,8 +91,9 @@ class StdinStream(trio.abc.SendStream):
     async def aclose(self) -> None:
         """Let the process see the end of its input, after all that was sent. A second time does nothing.
 
-        On a terminal this types Ctrl-D, twice in the middle of a line, where the first one only hands over
-        what there is of it. A process that takes no input any more is no error.
+        It waits while what was sent waits for room. On a terminal this types Ctrl-D, twice in the middle of
+        a line, where the first one only hands over what there is of it. A process that takes no input any
+        more is no error.
 
         Raises:
             NotSupported: the server cannot end the input of a process without a terminal.
