@@ -2,22 +2,24 @@
 
 Catch `TsuperviseError` for everything, or one class for one cause:
 
-=====================================================  ==================================================
-what happened                                          what says so
-=====================================================  ==================================================
-the command ended, and not with 0                      `CommandFailed`, from `run(check=True)`
-a signal ended the command                             `CommandCrashed`, a `CommandFailed`
-it could not be started; a call was refused            `ServerRefused`
-it wrote more than is collected, and was ended         `TooMuchOutput`
-it takes no input, or none any more                    `StdinClosed`
-output came faster than it was read and is gone        `OutputLost`; the next read goes on behind the gap
-nobody knows how it ended, or whether a call was       `OutcomeUnknown`
-carried out
-this process can be followed no longer                 `ProcessFailed`; others go on
-the connection is gone for good                        `ConnectionLost`; processes live on at the server
-there never was a connection                           `ConnectFailed`
-the server cannot do this, and was not asked           `NotSupported`
-=====================================================  ==================================================
+=================================================  ====================================================
+what happened                                      what says so
+=================================================  ====================================================
+the command ended, and not with 0                  `CommandFailed`, from `run(check=True)`
+a signal ended the command                         `CommandCrashed`, a `CommandFailed`
+it could not be started, or a call was refused     `ServerRefused`
+it wrote more than `run` collects, and was ended   `TooMuchOutput`
+it takes no input, or none any more                `StdinClosed`
+output came faster than it was read, and is gone   `OutputLost`; the next read goes on behind the gap
+nobody knows how the command ended, or whether a   `OutcomeUnknown`
+call was carried out
+the process can be followed no longer              `ProcessFailed`; others go on
+the connection is gone for good                    `ConnectionLost`; the session lives on at the server
+there never was a connection                       `ConnectFailed`
+no process is meant by a name, or several are      `NoSuchProcess`
+the server cannot do this, and was not asked       `NotSupported`
+too many calls are open already                    `TooManyCalls`
+=================================================  ====================================================
 """
 
 from __future__ import annotations
