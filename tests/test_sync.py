@@ -299,6 +299,7 @@ def test_control_c_cancels_the_call_and_not_the_client(door: Door) -> None:
     marker = new_marker()
     text = """
 try:
+    print("running")
     client.run(["sleep", sys.argv[2]])
 except KeyboardInterrupt:
     print("interrupted")
@@ -315,6 +316,7 @@ with client, client.open_process(["sleep", sys.argv[2]]) as process:
 """
     with script(door, text, marker) as process:
         assert process.stdout is not None
+        assert process.stdout.readline() == "running\n"
         until(lambda: bool(marked(marker) - {process.pid}))
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == "interrupted\n"
