@@ -269,6 +269,28 @@ def test_no_thread_waits_for_a_loop_that_has_crashed(
     assert "TrioInternalError" in caplog.text
 
 
+def test_an_interrupt_before_a_call_was_posted_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C at the worst moment: the loop has never heard of the call that is cancelled there."""
+    interrupts = iter([KeyboardInterrupt])
+
+    @asynccontextmanager
+    async def nothing() -> AsyncGenerator[None]:
+        yield
+
+    loop = LoopThread(nothing, None)
+    post = loop._post  # pyright: ignore[reportPrivateUsage]
+
+    def interrupted_post(function: Callable[..., object], *args: object) -> None:
+        for interrupt in interrupts:
+            raise interrupt
+        post(function, *args)
+
+    monkeypatch.setattr(loop, "_post", interrupted_post)
+    with pytest.raises(KeyboardInterrupt):
+        loop.call(trio.sleep_forever)
+    loop.close()
+
+
 # --- scripts ---------------------------------------------------------------------------------------------
 
 OPEN = {
@@ -366,6 +388,8 @@ is_stuck.wait()
 def test_a_forked_child_is_told_to_connect_again(door: Door) -> None:
     """In the child every call fails at once and leaving the blocks does nothing; the parent goes on."""
     text = """
+import warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads, from Python 3.12 on
 with client, client.open_process(["cat"], pipe_stdin=True) as process:
     pid = os.fork()
     if pid == 0:

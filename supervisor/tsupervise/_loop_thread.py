@@ -41,6 +41,7 @@ class _Call(Generic[R]):
         self.function = function
         self.timeout = timeout
         self.scope = trio.CancelScope()
+        self.has_begun = False
         self.outcome: Future[R] = Future()
 
     def fail(self, error: BaseException) -> None:
@@ -49,7 +50,7 @@ class _Call(Generic[R]):
             self.outcome.set_exception(error)
 
     async def run(self) -> None:
-        """Run the call; its errors go to the thread that waits and nowhere else."""
+        """Run the call in the loop; its errors go to the thread that waits and nowhere else."""
         if self.timeout is not None:
             self.scope.deadline = trio.current_time() + self.timeout
         try:
@@ -134,7 +135,7 @@ class LoopThread(Generic[T]):
         except BaseException:
             if not call.outcome.done():
                 with suppress(ConnectionLost):
-                    self._post(call.scope.cancel)
+                    self._post(self._cancel, call)
                     call.outcome.exception()
             raise
         finally:
@@ -204,6 +205,7 @@ class LoopThread(Generic[T]):
 
     def _begin(self, call: _Call[Any]) -> None:
         assert self._tasks is not None, "there are no calls before"
+        call.has_begun = True
         if self._tasks.cancel_scope.cancel_called:
             call.fail(_closed())
             return
@@ -212,6 +214,13 @@ class LoopThread(Generic[T]):
         except RuntimeError:
             # What the loop held has ended by itself, and so have all tasks.
             call.fail(_closed())
+
+    def _cancel(self, call: _Call[Any]) -> None:
+        if call.has_begun:
+            call.scope.cancel()
+        else:
+            # Its thread was interrupted before it could ask.
+            call.fail(_too_late(None))
 
     def _stop(self) -> None:
         if self._tasks is None:

@@ -296,9 +296,9 @@ class Client:
             size: rows and columns of the terminal; None for 24 x 80.
             arg0: what the program is told as its own name, if not `argv[0]`.
             metadata: labels of the caller's own.
-            lossless: rather than lose output to a slow reader of `events`, stop receiving until that
-                reader has caught up. It holds up every other call and process of this connection: meant for
-                one that serves one process, whose `events` are being read.
+            lossless: rather than lose output to a slow reader of `events`, `stdout` or `stderr`, stop
+                receiving until that reader has caught up. It holds up every other call and process of this
+                connection: meant for one that serves one process, whose output is being read.
 
         Raises:
             ServerRefused: the server cannot start it, see its text.
