@@ -24,6 +24,7 @@ from ._process import Process
 from ._retained_total import RetainedTotal
 from ._settings import Settings
 from ._spawn import Child, ProcessGroup, Spawner, SpawnRequest
+from ._spill import SpillSpace
 
 log = logging.getLogger(__name__)
 
@@ -50,16 +51,23 @@ class Session:
         settings: times and bounds.
         spawner: starts children.
         retained: the daemon's account of retained output.
+        spill_space: where older output goes, if there is such a place.
     """
 
     def __init__(
-        self, session_id: str, settings: Settings, spawner: Spawner, retained: RetainedTotal
+        self,
+        session_id: str,
+        settings: Settings,
+        spawner: Spawner,
+        retained: RetainedTotal,
+        spill_space: SpillSpace | None,
     ) -> None:
         self.session_id = session_id
         self.holder: Holder | None = None
         self._settings = settings
         self._spawner = spawner
         self._retained = retained
+        self._spill_space = spill_space
         self._processes: dict[str, Process] = {}
         self._nursery: trio.Nursery | None = None
         self._ended = False
@@ -150,7 +158,10 @@ class Session:
         if params.process_id in self._processes:
             raise RpcError(ErrorCode.INVALID_REQUEST, f"process {params.process_id} already exists")
         event_log = EventLog(self._settings.retained_bytes)
-        process = Process(params, uid, event_log, self._retained, self._settings.retained_bytes // 2)
+        space = self._spill_space
+        spill = None if space is None else space.open(event_log, self._retained, uid)
+        max_feed_bytes = self._settings.retained_bytes // 2
+        process = Process(params, uid, event_log, self._retained, max_feed_bytes, spill)
         self._processes[params.process_id] = process
         try:
             child = self._spawner(request)
