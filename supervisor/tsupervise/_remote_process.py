@@ -2,7 +2,7 @@
 
 Events that arrive are put in order and kept for a while (`_event_order`); the receiving task never waits
 for a reader. A reader brings its position and takes what follows it, and if that is kept no more, it asks
-the server once for all that it missed. An outage of the connection is nothing that a reader sees: the
+the server for what it missed, page by page. An outage of the connection is nothing that a reader sees: the
 process catches up before anything new is published.
 """
 
@@ -32,7 +32,7 @@ from tsupervise_protocol.messages import (
     WriteStatus,
 )
 
-from ._event_order import MAX_BYTES, MAX_EVENTS, EventOrder, EventOverflow, Snapshot
+from ._event_order import MAX_BYTES, MAX_EVENTS, EventOrder, EventOverflow, Snapshot, WindowLost
 from .errors import (
     ConnectionLost,
     OutcomeUnknown,
@@ -89,6 +89,8 @@ class RemoteProcess:
             self._order.read_seq = 0
         self._is_missing = False
         self._has_dropped = False
+        self._hole_reads = 0
+        """Readers that wait for an answer of the server's, which comes behind what it pushes."""
         self._room = trio.lowlevel.ParkingLot()
         self._asking_for_denial = trio.Lock()
         self._whole_exit: Exited | None = None
@@ -158,7 +160,8 @@ class RemoteProcess:
 
         Args:
             after_seq: only chunks with higher numbers.
-            max_bytes: how much output at most, though always at least one chunk if there is one.
+            max_bytes: how much output at most, though always at least one chunk if there is one. A server that
+                retains more than fits an answer says that there is `more`.
             wait_ms: how long the server waits for news if there are none, in milliseconds.
         """
         return await self._client.call(
@@ -309,8 +312,32 @@ class RemoteProcess:
         """Take what was missed. It goes on missing if it had no room for what arrived since it was asked.
 
         Raises:
-            WindowLost, EventOverflow, MalformedMessage: as `EventOrder.catch_up`.
+            WindowLost, EventOverflow, MalformedMessage: as `EventOrder.catch_up` and `EventOrder.skip`.
         """
+        if answer.more is True:
+            self._skip(answer)
+        else:
+            self._take_missed(answer)
+        self._is_missing = self._has_dropped
+
+    def _skip(self, answer: ReadResult) -> None:
+        """There is more than one answer holds: readers get it from the server, each as fast as it reads."""
+        if answer.truncated is True:
+            raise WindowLost(f"its events after sequence {self._order.last} are no longer retained")
+        if answer.last_seq is UNSET:
+            raise MalformedMessage(f"process/read of {self.process_id!r}: there is more, and no lastSeq")
+        exited = None
+        if answer.exited:
+            if answer.exit_seq is UNSET:
+                raise MalformedMessage(f"process/read of {self.process_id!r}: it has exited, without exitSeq")
+            code = -1 if answer.exit_code is None else answer.exit_code
+            term_signal = None if answer.term_signal is UNSET else answer.term_signal
+            exited = Exited(answer.exit_seq, code, term_signal, answer.sandbox_denied)
+        if self._order.skip(answer.last_seq, exited, answer.closed):
+            self._let_go_in_hole()
+            self._changed.unpark_all()
+
+    def _take_missed(self, answer: ReadResult) -> None:
         try:
             chunks = _decoded(answer)
         except ValueError as error:
@@ -325,7 +352,6 @@ class RemoteProcess:
         )
         if self._order.catch_up(snapshot):
             self._changed.unpark_all()
-        self._is_missing = self._has_dropped
 
     def fail(self, reason: str) -> None:
         """End every stream of this process with ProcessFailed."""
@@ -342,6 +368,7 @@ class RemoteProcess:
         """Whether nothing more should be received until a reader of this lossless process has caught up."""
         return (
             self._lossless
+            and not self._hole_reads
             and self._failure is None
             and not self._client.is_lost
             and (
@@ -377,6 +404,10 @@ class RemoteProcess:
         return await self._read_hole(seq)
 
     async def _read_hole(self, seq: int) -> list[Event]:
+        self._let_go_in_hole()
+        # The answer must be received, whatever comes before it and is not read yet.
+        self._hole_reads += 1
+        self._room.unpark_all()
         try:
             answer = await self.read(after_seq=seq, wait_ms=0)
         except ServerRefused as refusal:
@@ -384,6 +415,8 @@ class RemoteProcess:
                 raise
             # Closed long ago, and forgotten.
             return self._order.fill_hole(seq, (), self._order.first)
+        finally:
+            self._hole_reads -= 1
         try:
             chunks = _decoded(answer)
         except ValueError as error:
@@ -391,7 +424,13 @@ class RemoteProcess:
             self._raise_if_over()
             raise
         events = self._order.fill_hole(seq, chunks, answer.next_seq)
+        self._read_seq = max(self._read_seq, events[-1].seq)
         return [await self._with_denial(event, answer) for event in events]
+
+    def _let_go_in_hole(self) -> None:
+        """While the reader of a lossless process is in a hole, the server keeps for it what it has not read."""
+        if self._order.has_hole_after(self._read_seq):
+            self._order.read_seq = None
 
     async def _with_denial(self, event: Event, answer: ReadResult | None = None) -> Event:
         """Complete an exit that does not say whether a sandbox was in the way, by one read for all streams.
