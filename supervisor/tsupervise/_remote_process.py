@@ -425,6 +425,8 @@ class RemoteProcess:
             raise
         events = self._order.fill_hole(seq, chunks, answer.next_seq)
         self._read_seq = max(self._read_seq, events[-1].seq)
+        if self._lossless and not self._order.has_hole_after(self._read_seq):
+            self._order.read_seq = self._read_seq
         return [await self._with_denial(event, answer) for event in events]
 
     def _let_go_in_hole(self) -> None:
