@@ -86,6 +86,7 @@ def chunks_of(*sizes: int) -> list[Chunk]:
     return [Chunk(seq, "pty", bytes([seq % 251]) * size) for seq, size in enumerate(sizes, 1)]
 
 
+@pytest.mark.case(122)
 def test_a_file_has_no_name_and_belongs_to_its_owner_alone(tmp_path: Path) -> None:
     """Nothing shows in the directory, and nobody else may open it by way of /proc either."""
     file = SpillFile(str(tmp_path))
@@ -156,6 +157,7 @@ def spill_descriptors() -> list[str]:
     return [fd for fd in os.listdir("/proc/self/fd") if is_spill(f"/proc/self/fd/{fd}")]
 
 
+@pytest.mark.case(122)
 def test_names_that_a_crash_has_left_are_removed(tmp_path: Path) -> None:
     """They go at the next start; whatever else lies there stays."""
     for name in ("tsupervise-123-00ff.spill", "tsupervise-notes.txt", "other.spill"):
@@ -164,6 +166,7 @@ def test_names_that_a_crash_has_left_are_removed(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"tsupervise-notes.txt", "other.spill"}
 
 
+@pytest.mark.case(123)
 def test_a_file_system_without_holes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest could never make room there, so it is said before anything is started."""
 
@@ -323,6 +326,7 @@ STEPS = st.lists(
 )
 
 
+@pytest.mark.case(119)
 @settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     steps=STEPS,
@@ -447,6 +451,7 @@ async def flood_until_blocked(house: House, child: PipeChild, disk: HangingDisk)
         await trio.sleep(0.001)
 
 
+@pytest.mark.case(121)
 async def test_a_hanging_disk_stops_its_process_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -471,6 +476,7 @@ async def test_a_hanging_disk_stops_its_process_and_nothing_else(
         assert entry["retainedBytes"] == entry["outputBytes"] == written
 
 
+@pytest.mark.case(121)
 @pytest.mark.parametrize("way", ["terminate", "exit", "descendant"])
 async def test_a_process_closes_though_the_disk_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
@@ -504,6 +510,7 @@ async def test_a_process_closes_though_the_disk_hangs(
         assert disk.hung == 1, "and still the disk hangs"
 
 
+@pytest.mark.case(121)
 async def test_a_supervisor_ends_though_the_disk_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,6 +117,7 @@ def amount(long_profile: bool, directory: Path) -> int:
 # --- all of it -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(118)
 async def test_a_reader_who_comes_late_reads_everything_by_pages(tmp_path: Path, long_profile: bool) -> None:
     """Far more than memory holds, written while nobody listens, is read byte for byte, in little memory."""
     count = amount(long_profile, tmp_path)
@@ -164,6 +165,7 @@ async def test_a_reader_who_comes_late_reads_everything_by_pages(tmp_path: Path,
         assert peak - resident < 40 * 1024
 
 
+@pytest.mark.case(119)
 async def test_one_answer_takes_as_much_as_one_frame_and_says_that_there_is_more(tmp_path: Path) -> None:
     """Without `maxBytes` a page is 8 MiB at most; the next ones follow without a gap, the last says it is all."""
     count = 20 * MIB // BLOCK_BYTES
@@ -189,6 +191,7 @@ async def test_one_answer_takes_as_much_as_one_frame_and_says_that_there_is_more
             assert 0 <= 20 * MIB - entry["spilledBytes"] <= MIB
 
 
+@pytest.mark.case(118)
 @pytest.mark.parametrize("lossless", [False, True], ids=["kept by the server", "lossless"])
 async def test_the_python_client_loses_nothing_over_a_long_outage(
     tmp_path: Path, long_profile: bool, lossless: bool
@@ -227,6 +230,7 @@ async def test_the_python_client_loses_nothing_over_a_long_outage(
                 assert await process.wait() == 0
 
 
+@pytest.mark.case(119)
 async def test_a_reader_follows_while_everything_moves_to_the_file(tmp_path: Path) -> None:
     """Pages that are read while the process writes on and its session is detached: every byte once."""
     count = 32 * MIB // BLOCK_BYTES
@@ -246,6 +250,7 @@ async def test_a_reader_follows_while_everything_moves_to_the_file(tmp_path: Pat
 # --- not all of it ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(120)
 async def test_a_process_keeps_to_its_budget(tmp_path: Path) -> None:
     """With the budget used up the oldest goes and the gap is told; the newest is all there."""
     count = 24 * MIB // BLOCK_BYTES
@@ -281,6 +286,7 @@ async def assert_newest_is_readable(peer: Peer, process_id: str, count: int, at_
     assert_is_the_end(data, count)
 
 
+@pytest.mark.case(120)
 async def test_all_processes_keep_to_the_budget_of_the_daemon(tmp_path: Path) -> None:
     """A new process takes the place of one that has closed, which says so; memory is untouched."""
     count = 8 * MIB // BLOCK_BYTES
@@ -297,6 +303,7 @@ async def test_all_processes_keep_to_the_budget_of_the_daemon(tmp_path: Path) ->
             assert all(entry["retainedBytes"] >= MIB - BLOCK_BYTES for entry in entries)
 
 
+@pytest.mark.case(120)
 async def test_a_full_disk_costs_the_oldest_output_and_nothing_else(tmp_path: Path) -> None:
     """At half way the disk is full: the gap is told, the process ends with its own code, later output is there."""
     half = 12 * MIB // BLOCK_BYTES
@@ -336,6 +343,7 @@ def fill(path: Path) -> None:
 # --- the files -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(122)
 async def test_nothing_is_left_of_a_daemon_that_was_killed(tmp_path: Path) -> None:
     """While it lives its files have no name and are its user's alone; after SIGKILL the disk has them back."""
     options = ("--spill-dir", str(tmp_path))
@@ -366,6 +374,7 @@ async def test_a_forgotten_process_gives_its_place_back(tmp_path: Path) -> None:
             assert (await peer.run("p", "echo", "fine"))[0] == 0
 
 
+@pytest.mark.case(123)
 @pytest.mark.parametrize(
     ("directory", "reason"),
     [
