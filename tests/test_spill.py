@@ -13,7 +13,8 @@ from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from traceback import format_exc
+from typing import Any, Literal
 
 import pytest
 import trio
@@ -194,6 +195,8 @@ class Disk:
 
     fault: Fault = "none"
     failures: int = 0
+    bugs: list[str] = field(default_factory=list[str])
+    """What the daemon's log would call a failure of its own."""
 
     def pwrite(self, fd: int, data: memoryview, offset: int) -> int:
         match self.fault:
@@ -206,6 +209,9 @@ class Disk:
             case _:
                 pass
         return REAL_PWRITE(fd, data, offset)
+
+    def note_bug(self, *_: object) -> None:
+        self.bugs.append(format_exc())
 
     def pread(self, fd: int, size: int, offset: int) -> bytes:
         if self.fault == "unreadable":
@@ -234,6 +240,7 @@ def small_scale(disk: Disk) -> Generator[None]:
         patch.setattr(os, "pwrite", disk.pwrite)
         patch.setattr(os, "pread", disk.pread)
         patch.setattr(tsupervise._spill_file, "punch_hole", disk.punch_hole)
+        patch.setattr(tsupervise._spill.log, "exception", disk.note_bug)
         yield
 
 
@@ -313,16 +320,25 @@ def check(space: SpillSpace, retained: RetainedTotal, processes: Sequence[Told])
     assert space.bytes <= space.total_bytes
 
 
+NUMBERS = st.integers(0, 2)
+
+PAGES = (None, 0, 50, 7_000, 40_000)
+"""What readers ask for at most."""
+
+READS = st.lists(st.tuples(st.floats(0, 1), st.sampled_from(PAGES)), min_size=1, max_size=5)
+"""From which part of all that was written, and how much."""
+
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("append"), st.integers(0, 2), st.integers(1, 5_000)),
-        st.tuples(st.just("append"), st.integers(0, 2), st.integers(1, 20)),
-        st.tuples(st.just("read"), st.integers(0, 2), st.integers(0, 60)),
-        st.tuples(st.just("settle"), st.integers(0, 2), st.just(0)),
-        st.tuples(st.sampled_from(["close", "forget"]), st.integers(0, 2), st.just(0)),
-        st.tuples(st.just("fault"), st.sampled_from(Fault.__args__), st.just(0)),
+        st.tuples(st.just("append"), NUMBERS, st.lists(st.integers(1, 5_000), min_size=1, max_size=12)),
+        st.tuples(st.just("flood"), NUMBERS, st.tuples(st.integers(1, 100), st.integers(1, 3_000))),
+        st.tuples(st.just("read"), NUMBERS, READS),
+        st.tuples(st.just("read"), NUMBERS, READS),
+        st.tuples(st.sampled_from(["settle", "close", "forget"]), NUMBERS, st.none()),
+        st.tuples(st.just("fault"), st.sampled_from(Fault.__args__), st.none()),
     ),
-    max_size=80,
+    min_size=15,
+    max_size=60,
 )
 
 
@@ -330,15 +346,13 @@ STEPS = st.lists(
 @settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     steps=STEPS,
-    data=st.data(),
     process_bytes=st.sampled_from([3_000, 30_000, 10**6]),
     total_bytes=st.sampled_from([5_000, 50_000, 10**6]),
     total_memory=st.sampled_from([8_000, 40_000, 10**6]),
 )
 def test_what_is_retained_is_the_newest_in_one_piece(
     tmp_path: Path,
-    steps: list[tuple[str, int | Fault, int]],
-    data: st.DataObject,
+    steps: list[tuple[str, int | Fault, Any]],
     process_bytes: int,
     total_bytes: int,
     total_memory: int,
@@ -357,17 +371,22 @@ def test_what_is_retained_is_the_newest_in_one_piece(
 
             processes = [new() for _ in range(3)]
             ever = list(processes)
-            for step, which, number in steps:
+            for step, which, detail in steps:
                 if isinstance(which, str):
                     disk.fault = which
                     continue
                 process = processes[which]
                 match step:
                     case "append" if process.log.closed is None:
-                        await process.append(number)
+                        for size in detail:
+                            await process.append(size)
+                    case "flood" if process.log.closed is None:
+                        for _ in range(detail[0]):
+                            await process.append(detail[1])
                     case "read":
-                        max_bytes = data.draw(st.sampled_from([None, 0, 50, 7_000, 40_000]))
-                        readers.start_soon(process.read, number, max_bytes)
+                        for part, max_bytes in detail:
+                            after = round(part * process.log.last_seq)
+                            readers.start_soon(process.read, after, max_bytes)
                     case "settle":
                         await process.settle()
                     case "close" if process.log.closed is None:
@@ -396,6 +415,7 @@ def test_what_is_retained_is_the_newest_in_one_piece(
 
     with small_scale(disk):
         trio.run(play)
+    assert disk.bugs == []
     assert spill_descriptors() == []
 
 
@@ -483,7 +503,8 @@ async def test_a_process_closes_though_the_disk_hangs(
 ) -> None:
     """Terminate answers, the exit and the close are told, and the newest output can be read."""
     disk = HangingDisk()
-    monkeypatch.setattr("tsupervise._process.DISK_PATIENCE_S", 0.05)
+    # For ever where nobody should wait at all.
+    monkeypatch.setattr("tsupervise._process.DISK_PATIENCE_S", 0.05 if way == "descendant" else 1e6)
     async with house_on(tmp_path, disk, monkeypatch) as house:
         peer = await house.connect()
         (await peer.start("p")).ok()

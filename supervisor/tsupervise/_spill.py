@@ -222,7 +222,7 @@ class Spill:
         """Write chunks behind those in the file; whether that was possible. Older ones make room."""
         space, index = self._space, self._index
         size = sum(map(record_bytes, batch))
-        if (over := index.file_bytes + size - space.process_bytes) > 0:
+        if index and (over := index.file_bytes + size - space.process_bytes) > 0:
             self._tell("budget", f"more than {space.process_bytes} bytes of output: the oldest is dropped")
             await self._free(over)
         while not self._over and (over := space.bytes + size - space.total_bytes) > 0:
