@@ -708,6 +708,39 @@ async def test_a_slow_reader_of_one_process_holds_up_no_recovery() -> None:
             assert_complete(await collect(slow))
 
 
+@pytest.mark.parametrize("lossless", [False, True], ids=["", "lossless"])
+async def test_more_than_one_answer_holds_is_read_by_pages(lossless: bool) -> None:
+    """The client is back at once, and each reader asks on from where it is until it has met what is pushed."""
+
+    async def first(script: Script) -> None:
+        await script.handshake()
+        await script.output(await script.start(), 1)
+
+    async def second(script: Script) -> None:
+        await resume(script)
+        read = await expect_catch_up(script, "p", 1)
+        await script.answer(read, {**state(101, *range(2, 101)), "more": True, "lastSeq": 1000})
+        pushed = 1000
+        for last in (1, 334, 667):
+            for _ in range(99):  # nobody waits for who reads these
+                pushed += 1
+                await script.output("p", pushed)
+            read = await expect_catch_up(script, "p", last)
+            page = state(last + 334, *range(last + 1, last + 334))
+            await script.answer(read, {**page, "more": True, "lastSeq": pushed})
+        read = await expect_catch_up(script, "p", 1000)
+        await script.exited("p", pushed + 1)
+        await script.closed("p", pushed + 2)
+        chunks = range(1001, pushed + 1)
+        await script.answer(read, state(pushed + 3, *chunks, exit_code=0, closed=True))
+        await script.until_gone()
+
+    with trio.fail_after(PATIENCE_S):
+        async with scripted_server(connections(first, second)) as url, connect(url) as client:
+            process = await client.start(["true"], process_id="p", lossless=lossless)
+            assert_complete(await collect(process))
+
+
 @pytest.mark.case(111)
 async def test_a_process_that_the_server_has_forgotten_fails_alone() -> None:
     """`unknown process id` while catching up concerns one process; it is terminated, which frees its id."""

@@ -41,8 +41,10 @@ def test_a_page_takes_the_first_chunk_and_then_only_what_fits(
     max_bytes: int | None, count: int, next_seq: int
 ) -> None:
     """A bound never yields an empty page; the number to go on from skips nothing that was left out."""
-    chunks, following = closed_log().page(0, max_bytes)
-    assert (seqs(chunks), following) == (list(range(1, count + 1)), next_seq)
+    log = closed_log()
+    page = log.page(0, max_bytes)
+    assert (seqs(page.chunks), log.next_seq_of(page)) == (list(range(1, count + 1)), next_seq)
+    assert log.has_more(page) == (count < 3)
 
 
 @pytest.mark.case(73)
@@ -50,7 +52,8 @@ def test_a_page_takes_the_first_chunk_and_then_only_what_fits(
 def test_a_reader_who_has_seen_all_output_gets_an_empty_page(after: int) -> None:
     """Behind the last chunk there is nothing to page through but the end of the numbers."""
     log = closed_log()
-    assert log.page(after, 4) == ([], 6)
+    page = log.page(after, 4)
+    assert (page.chunks, log.next_seq_of(page), log.has_more(page)) == ([], 6, False)
     assert log.closed is not None
 
 
@@ -88,7 +91,7 @@ def test_the_oldest_chunks_go_whole_when_there_are_too_many_bytes() -> None:
     log = EventLog()
     for number in range(3 * 128):
         log.append("stdout", bytes([number % 251]) * 8192)
-    chunks, _ = log.page(0, None)
+    chunks = log.page(0, None).chunks
     assert log.retained_bytes == sum(len(chunk.data) for chunk in chunks) == RETAINED_BYTES
     assert seqs(chunks) == list(range(257, 385))
     assert log.first_retained_seq == 257
@@ -101,9 +104,9 @@ def test_a_chunk_over_the_bound_is_kept_until_the_next_one() -> None:
     """A window smaller than one chunk still shows the newest one."""
     log = EventLog(max_bytes=10)
     log.append("stdout", b"x" * 100)
-    assert (seqs(log.page(0, None)[0]), log.retained_bytes) == ([1], 100)
+    assert (seqs(log.page(0, None).chunks), log.retained_bytes) == ([1], 100)
     log.append("stdout", b"y")
-    assert (seqs(log.page(0, None)[0]), log.retained_bytes) == ([2], 1)
+    assert (seqs(log.page(0, None).chunks), log.retained_bytes) == ([2], 1)
 
 
 @pytest.mark.case(75)
@@ -115,11 +118,12 @@ def test_sixty_thousand_tiny_chunks_fit_one_answer() -> None:
     params = StartParams(process_id="p", argv=["x"], cwd="file:///", env={}, tty=False)
     process = Process(params, "uid", log, RetainedTotal(), RETAINED_BYTES)
     result = process.read(ReadParams(process_id="p"))
+    assert result is not None
     assert len(result.chunks) == RETAINED_CHUNKS == 50_000
     assert (result.first_seq, result.chunks[-1].seq, result.truncated) == (10_001, 60_000, True)
     check_limits(encode_result(1, result))
     values_of_a_chunk = 4  # itself, its number, its stream, its text
-    assert count_values(result) == RETAINED_CHUNKS * values_of_a_chunk + 12 <= MAX_VALUES
+    assert count_values(result) == RETAINED_CHUNKS * values_of_a_chunk + 13 <= MAX_VALUES
 
 
 def count_values(result: ReadResult) -> int:
@@ -221,7 +225,8 @@ def test_the_log_agrees_with_a_naive_account(
     for after in range(model.next_seq + 2):
         assert log.lost_after(after) == model.lost_after(after), after
         for bound in (None, *range(20)):
-            assert log.page(after, bound) == model.page(after, bound), (after, bound)
+            page = log.page(after, bound)
+            assert (page.chunks, log.next_seq_of(page)) == model.page(after, bound), (after, bound)
 
 
 @settings(deadline=None)
@@ -236,9 +241,10 @@ def test_paging_reads_everything_once(sizes: list[int], max_bytes: int) -> None:
     seen: list[Chunk] = []
     after = 0
     while True:
-        chunks, next_seq = log.page(after, max_bytes)
-        if not chunks:
+        page = log.page(after, max_bytes)
+        if not page.chunks:
             break
-        seen += chunks
-        after = next_seq - 1
-    assert seen == log.page(0, None)[0]
+        seen += page.chunks
+        after = log.next_seq_of(page) - 1
+        assert log.has_more(page) == (len(seen) < len(sizes))
+    assert seen == log.page(0, None).chunks

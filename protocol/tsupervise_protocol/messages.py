@@ -181,10 +181,14 @@ class ReadResult(Message, frozen=True):
     """Our own: whether output after `afterSeq` has been dropped and is not in this answer."""
     term_signal: int | UnsetType = UNSET
     """Our own: the signal that ended the process, left out if none did."""
+    more: bool | UnsetType = UNSET
+    """Our own: true if retained chunks follow those of this answer, else left out."""
+    last_seq: int | UnsetType = UNSET
+    """Our own: the highest sequence number in use."""
     exit_seq: int | UnsetType = UNSET
-    """Our own: the number of the exit, left out while the process runs."""
+    """Our own: the number of the exit, left out before it."""
     closed_seq: int | UnsetType = UNSET
-    """Our own: the number of the close, left out until then."""
+    """Our own: the number of the close, left out before it."""
 
 
 class WriteParams(Message, frozen=True):
@@ -267,6 +271,8 @@ class ProcessEntry(Message, frozen=True):
     term_signal: int | None = None
     last_seq: int = 0
     retained_bytes: int = 0
+    spilled_bytes: int = 0
+    """How much of what is retained lies in a file."""
     output_bytes: int = 0
     metadata: dict[str, Any] | None = None
 

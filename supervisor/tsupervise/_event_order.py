@@ -3,7 +3,8 @@
 Events are numbered from 1 without holes, but may arrive in any order and more than once. `EventOrder`
 publishes each once, in order, and keeps the last of them for readers who bring their own position; a
 reader who has fallen behind what is kept asks the server for the rest, see `fill_hole`. What was missed
-while there was no connection comes by one answer of the server's, see `catch_up`.
+while there was no connection comes by one answer of the server's, see `catch_up`; if it is more than an answer
+holds, it is left to the readers like any hole, see `skip`.
 """
 
 from __future__ import annotations
@@ -98,9 +99,7 @@ class EventOrder:
             self._early_bytes += size
             return False
         self._publish(event)
-        while not self.closed and (following := self._early.pop(self.last + 1, None)) is not None:
-            self._early_bytes -= _size_of(following)
-            self._publish(following)
+        self._publish_early()
         return True
 
     def begin_at(self, snapshot: Snapshot) -> None:
@@ -167,6 +166,41 @@ class EventOrder:
             assert not isinstance(event, Lost), "nothing that was found is lost"
             self.insert(event)
         return self.last > last
+
+    def skip(self, last_seq: int, exited: Exited | None, closed: bool) -> bool:
+        """Count all events up to a number as published, without having them; return whether any was.
+
+        Args:
+            last_seq: the highest number in use, as the server says.
+            exited: the exit, if it is among them.
+            closed: whether `last_seq` is the number of the close.
+
+        Raises:
+            MalformedMessage: the numbers contradict each other, or what came before.
+        """
+        if self.closed:
+            return False
+        if last_seq <= self.last or (closed and exited is None):
+            raise MalformedMessage(f"lastSeq {last_seq} cannot be, {self.last} events are known")
+        if exited is not None and (
+            not 0 < exited.seq <= last_seq - closed or (self.exited is None and exited.seq <= self.last)
+        ):
+            raise MalformedMessage(f"exitSeq {exited.seq} cannot be, up to {last_seq} with {self.last} known")
+        for seq in [seq for seq in self._early if seq <= last_seq]:
+            self._early_bytes -= _size_of(self._early.pop(seq))
+        self._kept.clear()
+        self._kept_bytes = 0
+        self.exited = self.exited or exited
+        self.last = last_seq - closed
+        if closed:
+            self._publish(Closed(last_seq))
+        self._publish_early()
+        return True
+
+    def _publish_early(self) -> None:
+        while not self.closed and (following := self._early.pop(self.last + 1, None)) is not None:
+            self._early_bytes -= _size_of(following)
+            self._publish(following)
 
     def _publish(self, event: Event) -> None:
         self.last = event.seq

@@ -201,7 +201,9 @@ def _read_from(peer: Peer, process: Process, params: ReadRange) -> Outcome:
     if process.state is State.STARTING:
         raise RpcError(ErrorCode.INVALID_REQUEST, f"process id {process.process_id} is starting")
     if peer.outbox.has_reply_room and (process.has_news(params) or not params.wait_ms):
-        return process.read(params)
+        result = process.read(params)
+        if result is not None:
+            return result
     return _read_later(peer, process, params)
 
 
@@ -215,8 +217,14 @@ async def _read_later(peer: Peer, process: Process, params: ReadRange) -> ReadRe
         )
     # A large answer is made only when there is room for it, so that parked reads take no memory.
     await peer.outbox.wait_for_reply_room()
+    result = process.read(params)
+    if result is None:
+        # One at a time: none of these is counted as a reply before it is read.
+        async with peer.outbox.large_reply:
+            await peer.outbox.wait_for_reply_room()
+            result = process.read(params) or await process.read_file(params)
     _ = peer.session  # it may have been resumed by another connection meanwhile
-    return process.read(params)
+    return result
 
 
 def _write(peer: Peer, params: WriteParams) -> Outcome:

@@ -140,6 +140,8 @@ class Outbox:
         self._corked = False
         self._sent_now_at = 0.0
         self._reply_bytes = 0
+        self.large_reply = trio.Lock()
+        """Held by who makes a large reply over several awaits."""
         self.event_bytes = 0
         self.event_room = trio.lowlevel.ParkingLot()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from math import inf
 
 import msgspec
 import trio
@@ -28,17 +29,22 @@ from tsupervise_protocol.messages import (
     WriteStatus,
 )
 
-from ._event_log import Event, EventLog
+from ._event_log import Event, EventLog, Page
 from ._fd import READ_BYTES, Fd
 from ._lifecycle import Lifecycle, State, Step
 from ._outbox import MAX_FEED_BYTES, Feed, Outbox
 from ._retained_total import RetainedTotal
 from ._spawn import Child, ProcessGroup
+from ._spill import Spill
 from ._stdin_queue import StdinQueue
 
 DRAIN_BYTES = 1 << 20
 """What is read of each stream when the child has exited, before the exit is numbered: the largest pipe that an
 ordinary user may have. A pipe that is still being filled by somebody else must not delay the exit for ever."""
+
+DISK_PATIENCE_S = 5.0
+"""How long the disk may take to make room for what descendants write after the exit, in seconds. Then the file is
+given up, so that the close of a process never hangs on a disk that does. While it runs it just waits."""
 
 SIGNALS: dict[SignalName, signal.Signals] = {
     "interrupt": signal.SIGINT,
@@ -73,10 +79,18 @@ class Process:
         uid: the daemon's name for it, never given twice.
         event_log: where its output is numbered and retained.
         retained: the daemon's account of all retained output.
+        max_feed_bytes: how much may wait to be sent, in bytes; `MAX_FEED_BYTES` if that is less.
+        spill: where its older output goes, if there is such a place.
     """
 
     def __init__(
-        self, params: StartParams, uid: str, event_log: EventLog, retained: RetainedTotal, max_feed_bytes: int
+        self,
+        params: StartParams,
+        uid: str,
+        event_log: EventLog,
+        retained: RetainedTotal,
+        max_feed_bytes: int,
+        spill: Spill | None = None,
     ) -> None:
         self.params = params
         self.uid = uid
@@ -86,6 +100,8 @@ class Process:
         self.start_scope = trio.CancelScope()
         """Around the wait of a start that does not spawn at once; cancelled to give the start up."""
         self._retained = retained
+        self._spill = spill
+        self._ended_streams = set[Stream]()
         self._max_feed_bytes = max(1, min(MAX_FEED_BYTES, max_feed_bytes))
         self._feed: Feed | None = None
         self._child: Child | None = None
@@ -145,6 +161,8 @@ class Process:
             child.reap()
             self._announce(self.log.record_close())
             self._retained.closed(self.log)
+            if self._spill is not None:
+                self._spill.settle()
         finally:
             try:
                 if self.state is not State.CLOSED:
@@ -154,11 +172,13 @@ class Process:
                 self._nursery = None
 
     async def _pump_output(self, stream: Stream, fd: Fd) -> None:
-        """Move output from the pipe into the log until it ends; wait while the peer does not keep up."""
+        """Move output from the pipe into the log until it ends; wait while peer or disk do not keep up."""
         read = fd.read_batch if stream == "pty" else fd.read
         while True:
             while self._feed is not None and not self._feed.has_room:
                 await self._feed.wait_for_room()
+            if self._spill is not None and not self._spill.has_room:
+                await self._wait_for_disk(self._spill, stream)
             data = read()
             if data:
                 self._append(stream, data)
@@ -171,17 +191,29 @@ class Process:
                 await fd.wait_readable()
         fd.close()
 
+    async def _wait_for_disk(self, spill: Spill, stream: Stream) -> None:
+        while not spill.has_room and stream not in self._ended_streams:
+            with trio.move_on_after(inf if self.state is State.RUNNING else DISK_PATIENCE_S) as scope:
+                await spill.wait_for_room()
+            if scope.cancelled_caught:
+                spill.give_up(f"the disk has not answered for {DISK_PATIENCE_S:g} s after the exit")
+
     def _append(self, stream: Stream, data: bytes) -> None:
         before = self.log.footprint
         chunk = self.log.append(stream, data)
         self._retained.changed(self.log, self.log.footprint - before)
         self._announce(chunk)
+        if self._spill is not None:
+            self._spill.appended()
 
     def _drain(self, child: Child) -> None:
         # Without an await: what was written before comes before whatever is numbered next.
         for stream, fd in child.outputs:
             taken = 0
-            while taken < DRAIN_BYTES and not fd.closed and (data := fd.read()):
+            while taken < DRAIN_BYTES and not fd.closed and (data := fd.read()) is not None:
+                if not data:
+                    self._ended_streams.add(stream)
+                    break
                 self._append(stream, data)
                 taken += len(data)
 
@@ -191,6 +223,10 @@ class Process:
         self.lifecycle.take(Step.EXITED)
         self._announce(self.log.record_exit(code, term_signal))
         child.release_slave()
+        if self._spill is not None:
+            # A terminal ends only now. Whoever waits for the disk looks again: what has ended does not wait.
+            self._drain(child)
+            self._spill.wake()
         self._stdin.discard()
         if child.stdin is not None:
             child.stdin.close()
@@ -205,6 +241,8 @@ class Process:
     def forget(self) -> None:
         """Nobody will ask any more: the retention time is over, the start came to nothing, the session ends."""
         self.lifecycle.take(Step.FORGOTTEN)
+        if self._spill is not None:
+            self._spill.forget()
         self._retained.forgotten(self.log)
         self.detach()
         self._changed.unpark_all()
@@ -238,26 +276,38 @@ class Process:
             or self.state is State.GONE
         )
 
-    def read(self, params: ReadRange) -> ReadResult:
-        """What a reader gets now."""
+    def read(self, params: ReadRange) -> ReadResult | None:
+        """What a reader gets now; None if the first of it is in the file, see `read_file`."""
         after = params.after_seq or 0
-        chunks, next_seq = self.log.page(after, params.max_bytes)
-        exit_event = self.log.exit
+        if self.log.is_in_file(after):
+            return None
+        return self._result(after, self.log.page(after, params.max_bytes))
+
+    async def read_file(self, params: ReadRange) -> ReadResult:
+        """What a reader gets whose answer begins in the file."""
+        assert self._spill is not None, "there is a file"
+        after = params.after_seq or 0
+        return self._result(after, await self._spill.page(after, params.max_bytes))
+
+    def _result(self, after: int, page: Page) -> ReadResult:
+        exit_event, close_event = self.log.exit, self.log.closed
         term_signal = exit_event.term_signal if exit_event else None
         return ReadResult(
             chunks=[
                 OutputChunk(seq=chunk.seq, stream=chunk.stream, chunk=encode_base64_str(chunk.data))
-                for chunk in chunks
+                for chunk in page.chunks
             ],
-            next_seq=next_seq,
+            next_seq=self.log.next_seq_of(page),
             exited=exit_event is not None,
             exit_code=exit_event.code if exit_event else None,
-            closed=self.log.closed is not None,
+            closed=close_event is not None,
             first_seq=self.log.first_retained_seq,
+            last_seq=self.log.last_seq,
             truncated=self.log.lost_after(after),
-            term_signal=UNSET if term_signal is None else term_signal,
+            more=self.log.has_more(page) or UNSET,
             exit_seq=exit_event.seq if exit_event else UNSET,
-            closed_seq=self.log.closed.seq if self.log.closed else UNSET,
+            closed_seq=close_event.seq if close_event else UNSET,
+            term_signal=UNSET if term_signal is None else term_signal,
         )
 
     async def wait_changed(self) -> None:
@@ -425,6 +475,7 @@ class Process:
             term_signal=exit_event.term_signal if exit_event else None,
             last_seq=self.log.last_seq,
             retained_bytes=self.log.retained_bytes,
+            spilled_bytes=self.log.spilled_bytes,
             output_bytes=self.log.output_bytes,
             metadata=self.params.metadata,
         )

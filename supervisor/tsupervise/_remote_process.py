@@ -2,7 +2,7 @@
 
 Events that arrive are put in order and kept for a while (`_event_order`); the receiving task never waits
 for a reader. A reader brings its position and takes what follows it, and if that is kept no more, it asks
-the server once for all that it missed. An outage of the connection is nothing that a reader sees: the
+the server for what it missed, page by page. An outage of the connection is nothing that a reader sees: the
 process catches up before anything new is published.
 """
 
@@ -29,7 +29,7 @@ from tsupervise_protocol.messages import (
     WriteStatus,
 )
 
-from ._event_order import MAX_BYTES, MAX_EVENTS, EventOrder, EventOverflow, Snapshot
+from ._event_order import MAX_BYTES, MAX_EVENTS, EventOrder, EventOverflow, Snapshot, WindowLost
 from ._process_handle import ProcessHandle, chunks_of
 from .errors import (
     ConnectionLost,
@@ -218,17 +218,44 @@ class RemoteProcess(ProcessHandle):
         Raises:
             MalformedMessage: it cannot be read.
         """
-        self._order.begin_at(self._snapshot(answer))
+        snapshot = self._snapshot(answer)
+        if answer.more is True:  # then it is no account of how the process stands at its end
+            snapshot = replace(snapshot, exit_code=None, closed=False)
+        self._order.begin_at(snapshot)
+        if answer.more is True and answer.exit_seq is not UNSET and answer.exit_seq <= self._order.last:
+            self._order.exited = self._exited(answer, answer.exit_seq)
 
     def catch_up(self, answer: ReadResult) -> None:
         """Take what was missed. It goes on missing if it had no room for what arrived since it was asked.
 
         Raises:
-            WindowLost, EventOverflow, MalformedMessage: as `EventOrder.catch_up`.
+            WindowLost, EventOverflow, MalformedMessage: as `EventOrder.catch_up` and `EventOrder.skip`.
         """
-        if self._order.catch_up(self._snapshot(answer)):
+        if answer.more is True:
+            self._skip(answer)
+        elif self._order.catch_up(self._snapshot(answer)):
             self._changed.unpark_all()
         self._is_missing = self._has_dropped
+
+    def _skip(self, answer: ReadResult) -> None:
+        """There is more than one answer holds: readers get it from the server, each as fast as it reads."""
+        if answer.truncated is True and answer.chunks and answer.chunks[0].seq > self._order.last + 1:
+            raise WindowLost(f"its events after sequence {self._order.last} are no longer retained")
+        if answer.last_seq is UNSET:
+            raise MalformedMessage(f"process/read of {self.process_id!r}: there is more, and no lastSeq")
+        exited = None
+        if answer.exited:
+            if answer.exit_seq is UNSET:
+                raise MalformedMessage(f"process/read of {self.process_id!r}: it has exited, without exitSeq")
+            exited = self._exited(answer, answer.exit_seq)
+        if self._order.skip(answer.last_seq, exited, answer.closed):
+            self._have_read()
+            self._changed.unpark_all()
+
+    def _exited(self, answer: ReadResult, seq: int) -> Exited:
+        code = -1 if answer.exit_code is None else answer.exit_code
+        term_signal = None if answer.term_signal is UNSET else answer.term_signal
+        return Exited(seq, code, term_signal, answer.sandbox_denied)
 
     def _snapshot(self, answer: ReadResult) -> Snapshot:
         try:
@@ -308,7 +335,9 @@ class RemoteProcess(ProcessHandle):
 
     def _have_read(self) -> None:
         if self._lossless:
-            self._order.read_seq = self._slowest
+            # While a reader is in a hole, the server keeps for it what it has not read.
+            in_hole = self._order.has_hole_after(self._slowest)
+            self._order.read_seq = None if in_hole else self._slowest
         self._room.unpark_all()
 
     async def _ask(self, after_seq: int) -> ReadResult:
@@ -321,6 +350,7 @@ class RemoteProcess(ProcessHandle):
             self._questions -= 1
 
     async def _read_hole(self, seq: int) -> list[Event]:
+        self._have_read()
         try:
             answer = await self._ask(seq)
         except ServerRefused as refusal:
@@ -335,6 +365,8 @@ class RemoteProcess(ProcessHandle):
             self._raise_if_over()
             raise
         events = self._order.fill_hole(seq, chunks, answer.next_seq)
+        self._read_seq = max(self._read_seq, events[-1].seq)
+        self._have_read()
         return [await self._with_denial(event, answer) for event in events]
 
     async def _with_denial(self, event: Event, answer: ReadResult | None = None) -> Event:

@@ -24,6 +24,7 @@ from ._process import Process
 from ._retained_total import RetainedTotal
 from ._settings import Settings
 from ._spawn import Child, ProcessGroup, Spawner, SpawnRequest
+from ._spill import SpillSpace
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class Session:
         spawner: starts children.
         retained: the daemon's account of retained output.
         index: the daemon's index of all processes; this session keeps its own part of it.
+        spill_space: where older output goes, if there is such a place.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Session:
         spawner: Spawner,
         retained: RetainedTotal,
         index: ProcessIndex,
+        spill_space: SpillSpace | None,
     ) -> None:
         self.session_id = session_id
         self.client_name = ""
@@ -84,6 +87,7 @@ class Session:
         self._settings = settings
         self._spawner = spawner
         self._retained = retained
+        self._spill_space = spill_space
         self._processes: dict[str, Process] = {}
         self._nursery: trio.Nursery | None = None
         self._ending = False
@@ -205,7 +209,10 @@ class Session:
         if params.process_id in self._processes:
             raise RpcError(ErrorCode.INVALID_REQUEST, f"process {params.process_id} already exists")
         event_log = EventLog(self._settings.retained_bytes)
-        process = Process(params, uid, event_log, self._retained, self._settings.retained_bytes // 2)
+        space = self._spill_space
+        spill = None if space is None else space.open(event_log, self._retained, uid)
+        max_feed_bytes = self._settings.retained_bytes // 2
+        process = Process(params, uid, event_log, self._retained, max_feed_bytes, spill)
         self._processes[params.process_id] = process
         self._index[uid] = self, process
         try:

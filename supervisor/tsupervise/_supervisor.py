@@ -31,6 +31,7 @@ from ._retained_total import RetainedTotal
 from ._session import Holder, ProcessIndex, Session
 from ._settings import Settings
 from ._spawn import Spawner, spawn
+from ._spill import SpillSpace, open_spill_space
 from ._version import __version__
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,9 @@ log = logging.getLogger(__name__)
 class Supervisor:
     """All sessions of one daemon. Made by `open_supervisor_core`, which also ends it."""
 
-    def __init__(self, settings: Settings, spawner: Spawner, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, settings: Settings, spawner: Spawner, nursery: trio.Nursery, spill_space: SpillSpace | None
+    ) -> None:
         self.settings = settings
         self.inherited = own_environment()
         """What `inherit` in an envPolicy means."""
@@ -52,6 +55,7 @@ class Supervisor:
         self._sessions: dict[str, Session] = {}
         self._index: ProcessIndex = {}
         self._retained = RetainedTotal(settings.retained_total_bytes)
+        self._spill_space = spill_space
         # Random in front, so that a uid noted before a restart names nothing after it.
         self._uid_prefix = secrets.token_hex(3)
         self._uids = 0
@@ -71,7 +75,9 @@ class Supervisor:
             session = self._resume(holder, params.resume_session_id)
             session.client_name = params.client_name
             return session
-        session = Session(str(uuid.uuid4()), self.settings, self._spawner, self._retained, self._index)
+        session = Session(
+            str(uuid.uuid4()), self.settings, self._spawner, self._retained, self._index, self._spill_space
+        )
         session.client_name = params.client_name
         # Held from the first moment on: the time without a connection must not run before there was one.
         session.attach(holder)
@@ -167,6 +173,11 @@ class Supervisor:
             session.kill_all()
 
     @property
+    def spilled_bytes(self) -> int:
+        """How much all spill files take together, in bytes."""
+        return 0 if self._spill_space is None else self._spill_space.bytes
+
+    @property
     def sessions(self) -> list[Session]:
         """All sessions, in order of their opening."""
         return list(self._sessions.values())
@@ -186,7 +197,15 @@ def _operator_entry(session: Session, process: Process) -> OperatorEntry:
 async def open_supervisor_core(
     settings: Settings | None = None, spawner: Spawner = spawn
 ) -> AsyncGenerator[Supervisor]:
-    """A supervisor for the time of the block; at its end every session ends and every process is killed."""
-    # Children of this nursery: the sessions.
-    async with open_background(outlast_cancel=False) as nursery:
-        yield Supervisor(settings or Settings(), spawner, nursery)
+    """A supervisor for the time of the block; at its end every session ends and every process is killed.
+
+    Raises:
+        CannotSpill: the settings name a directory for older output that cannot be used.
+    """
+    settings = settings or Settings()
+    async with (
+        open_spill_space(settings) as spill_space,
+        # Children of this nursery: the sessions.
+        open_background(outlast_cancel=False) as nursery,
+    ):
+        yield Supervisor(settings, spawner, nursery, spill_space)

@@ -74,7 +74,7 @@ def main() -> None:
     default=1 << 20,
     metavar="N",
     show_default=True,
-    help="Output retained for each process.",
+    help="Output retained in memory for each process.",
 )
 @click.option(
     "--retained-total-bytes",
@@ -82,7 +82,24 @@ def main() -> None:
     default=256 << 20,
     metavar="N",
     show_default=True,
-    help="Output retained for all processes; that of the oldest closed ones goes first.",
+    help="Output retained in memory for all processes; that of the oldest closed ones goes first.",
+)
+@click.option(
+    "--spill-dir",
+    metavar="DIR",
+    help="Retain older output in files in this directory; without it, it is dropped.",
+)
+@click.option(
+    "--spill-bytes",
+    type=click.IntRange(min=1 << 20),
+    metavar="N",
+    help="The most that the file of one process takes; then its oldest output goes.  [default: 1 GiB]",
+)
+@click.option(
+    "--spill-total-bytes",
+    type=click.IntRange(min=1 << 20),
+    metavar="N",
+    help="The most that all these files take together.  [default: 16 GiB]",
 )
 @click.option(
     "--log-level",
@@ -107,12 +124,17 @@ def run(
     retention: float,
     retained_bytes: int,
     retained_total_bytes: int,
+    spill_dir: str | None,
+    spill_bytes: int | None,
+    spill_total_bytes: int | None,
     log_level: str,
     log_format: str,
     exit_on_stdin_close: bool,
     insecure: bool,
 ) -> None:
     """Run the daemon, until SIGTERM, SIGINT or SIGHUP."""
+    if spill_dir is None and (spill_bytes is not None or spill_total_bytes is not None):
+        raise click.UsageError("--spill-bytes and --spill-total-bytes need a --spill-dir")
     try:
         address = parse_listen_url(listen)
         check_exposure(address, insecure=insecure)
@@ -120,7 +142,8 @@ def run(
         raise click.ClickException(str(refusal)) from None
 
     from ._log_output import log_to_stderr
-    from ._settings import Settings
+    from ._settings import SPILL_BYTES, SPILL_TOTAL_BYTES, Settings
+    from .errors import CannotSpill
     from .server import CannotListen, ServerOptions, serve_forever
 
     settings = Settings(
@@ -128,11 +151,14 @@ def run(
         retention_s=retention,
         retained_bytes=retained_bytes,
         retained_total_bytes=retained_total_bytes,
+        spill_dir=spill_dir,
+        spill_bytes=SPILL_BYTES if spill_bytes is None else spill_bytes,
+        spill_total_bytes=SPILL_TOTAL_BYTES if spill_total_bytes is None else spill_total_bytes,
     )
     log_to_stderr(log_level, as_json=log_format == "json")
     try:
         code = serve_forever(ServerOptions(address, settings, exit_on_stdin_close))
-    except CannotListen as refusal:
+    except (CannotListen, CannotSpill) as refusal:
         raise click.ClickException(str(refusal)) from None
     sys.exit(code)
 

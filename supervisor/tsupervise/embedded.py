@@ -22,6 +22,9 @@ async def open_supervisor(settings: Settings | None = None) -> AsyncGenerator[Cl
 
     Yields:
         A client, the same as `connect` gives for a daemon.
+
+    Raises:
+        CannotSpill: the settings name a directory for older output that cannot be used.
     """
     async with open_supervisor_core(settings) as supervisor, open_background(outlast_cancel=True) as tasks:
         ours, theirs = memory_channels()

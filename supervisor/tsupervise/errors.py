@@ -159,6 +159,10 @@ class TooMuchOutput(TsuperviseError):
         )
 
 
+class CannotSpill(TsuperviseError):
+    """A supervisor cannot keep older output in the directory that its settings name. It has not started."""
+
+
 class NotSupported(TsuperviseError):
     """The server does not announce what was asked of it, so it was not asked."""
 

@@ -58,6 +58,7 @@ def serve_forever(options: ServerOptions) -> int:
 
     Raises:
         CannotListen: the address is taken, or none of this machine's.
+        CannotSpill: the directory for older output cannot be used.
     """
     open_low_descriptors()
     if lacking := what_is_lacking():
