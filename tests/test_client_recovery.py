@@ -23,7 +23,7 @@ import tsupervise._remote_process
 from daemons import Daemon, command_of
 from fault_proxy import Direction, FaultProxy, How, fault_proxy
 from gates import gate_at
-from scripted_server import Script, scripted_server
+from scripted_server import Script, connections, expect_catch_up, resume, scripted_server, state
 from tsupervise import (
     Client,
     Closed,
@@ -94,45 +94,6 @@ async def until_over(client: Client, process_id: str) -> None:
         else:
             if answer.exited:
                 return
-
-
-def connections(*plays: Callable[[Script], Awaitable[None]]) -> Callable[[Script], Awaitable[None]]:
-    """One script for each connection, in the order in which they come."""
-    left = list(plays)
-
-    async def play(script: Script) -> None:
-        assert left, "the client came once more than the test expects"
-        await left.pop(0)(script)
-
-    return play
-
-
-async def resume(script: Script) -> None:
-    """The handshake of a client that comes back."""
-    request = await script.expect("initialize")
-    assert request["params"]["resumeSessionId"] == "s"
-    await script.answer(request, {"sessionId": "s"})
-    await script.expect("initialized")
-
-
-async def expect_catch_up(script: Script, process_id: str, after_seq: int) -> dict[str, Any]:
-    read = await script.expect("process/read")
-    params = {"processId": process_id, "afterSeq": after_seq, "maxBytes": None, "waitMs": 0}
-    assert read["params"] == params
-    return read
-
-
-def state(next_seq: int, *seqs: int, exit_code: int | None = None, closed: bool = False) -> dict[str, Any]:
-    """The result of a read: chunks of these numbers."""
-    return {
-        "chunks": [{"seq": seq, "stream": "stdout", "chunk": "eA=="} for seq in seqs],
-        "nextSeq": next_seq,
-        "exited": exit_code is not None,
-        "exitCode": exit_code,
-        "closed": closed,
-        "failure": None,
-        "sandboxDenied": False,
-    }
 
 
 # --- real servers behind a proxy that cuts ---------------------------------------------------------------

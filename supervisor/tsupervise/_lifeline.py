@@ -43,6 +43,9 @@ INITIALIZE_S = 10.0
 ENVIRONMENT_S = 30.0
 """For `environment/info`, where a server tells nothing of its environment in the handshake."""
 
+CATCH_UP_S = 15.0
+"""For each answer while catching up. With three times as much to come back in, there is another attempt or two."""
+
 CATCH_UP_CALLS = 256
 """Processes that are asked for at a time while catching up."""
 
@@ -132,6 +135,7 @@ class Lifeline:
             link = Link(channel, self._processes, self._on_end)
             tasks.start_soon(link.receive)
             tasks.start_soon(link.send)
+            tasks.start_soon(link.watch)
             try:
                 await self._prepare(link)
                 # No await from here to the end of `started`: it is in use, or it has ended before.
@@ -218,8 +222,13 @@ class Lifeline:
         for process in processes:
             asked.append((process, link.begin("process/read", process.ask_for_missed())))
         for process, pending in asked:
-            await pending.done.wait()
+            with trio.move_on_after(CATCH_UP_S) as patience:
+                await pending.done.wait()
             link.free(pending)
+            if patience.cancelled_caught:
+                raise ConnectFailed(
+                    f"the server does not tell what {process.process_id!r} has done meanwhile"
+                )
             try:
                 process.catch_up(cast("ReadResult", link.result_of(pending)))
             except (WindowLost, EventOverflow) as error:
