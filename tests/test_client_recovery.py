@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import random
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -314,6 +315,34 @@ async def test_a_server_that_has_not_noticed_the_cut_is_waited_for(daemon: Daemo
         assert await until_read(process, 13) == b"one two three"
 
 
+@pytest.mark.case(113, 114)
+async def test_a_session_that_is_held_still_is_asked_for_again(daemon: Daemon) -> None:
+    """While the server takes the old connection for alive it refuses; when that has ended, the next try succeeds."""
+    async with (
+        connected_through_proxy(daemon) as (client, proxy),
+        client.open_process(["cat"], pipe_stdin=True) as process,
+    ):
+        await process.write(b"one ")
+        proxy.hold_s = 0.4
+        proxy.cut(0.0, "half-open")
+        await process.write(b"two")
+        assert await until_read(process, 7) == b"one two"
+        assert proxy.carried > 2, "an attempt came too early"
+
+
+async def test_a_server_that_vanishes_without_a_word_is_noticed(daemon: Daemon) -> None:
+    """Nothing ends the old connection but its silence, and the client comes back by a new one."""
+    async with (
+        connected_through_proxy(daemon, silence_s=0.3) as (client, proxy),
+        client.open_process(["cat"], pipe_stdin=True) as process,
+    ):
+        await process.write(b"one ")
+        proxy.cut(0.0, "silent")
+        await process.write(b"two")
+        assert await until_read(process, 7) == b"one two"
+        assert proxy.carried == 2
+
+
 @pytest.mark.case(115)
 async def test_ten_users_share_one_connection_and_one_recovery(daemon: Daemon) -> None:
     """However many calls wait for the connection, there is one attempt at a time, and one new connection."""
@@ -426,25 +455,36 @@ async def test_a_command_under_exec_does_not_notice_a_cut(daemon: Daemon) -> Non
             assert proxy.carried == 2
 
 
+FAULTS: tuple[tuple[How, float], ...] = (
+    *(("fin", 0.0), ("rst", 0.0), ("fin", 0.0), ("rst", 0.0)),
+    *(("rst", 0.05), ("half-open", 0.0), ("silent", 0.0)),
+)
+"""How a conversation is cut, and after how many seconds of a stall."""
+
+
 async def converse(daemon: Daemon, *, cuts: int, seed: int) -> None:
     """Talk to `cat` over a connection that is cut at random bytes, in both directions, until `cuts` are over."""
     chance = random.Random(seed)
     sent, heard = hashlib.sha256(), hashlib.sha256()
     total = 0
     directions: tuple[Direction, ...] = ("forth", "back")
-    hows: tuple[How, ...] = ("fin", "rst")
+    made: Counter[str] = Counter()
     with trio.fail_after(PATIENCE_S + cuts):
         async with (
             fault_proxy(daemon.address) as proxy,
-            connect(proxy.url) as client,
+            connect(proxy.url, silence_s=0.5) as client,
             client.open_process(["cat"], pipe_stdin=True) as process,
         ):
+            # What the server hears nothing of lasts so long that its session is refused at first.
+            proxy.hold_s = 0.15
             stream = process.events()
             last = got = 0
             while proxy.cuts < cuts:
                 if not proxy.is_armed:
+                    how, stall_s = chance.choice(FAULTS)
+                    made[f"stall, {how}" if stall_s else how] += 1
                     proxy.cut_after(
-                        chance.choice(directions), chance.randrange(1500), how=chance.choice(hows)
+                        chance.choice(directions), chance.randrange(1500), how=how, stall_s=stall_s
                     )
                 for _ in range(chance.randrange(1, 4)):
                     data = os.urandom(chance.randrange(1, 400))
@@ -459,6 +499,10 @@ async def converse(daemon: Daemon, *, cuts: int, seed: int) -> None:
                     got += len(event.data)
                     heard.update(event.data)
             assert proxy.carried > cuts // 2, "cuts fell on connections"
+            print(
+                f"{daemon.target}: {proxy.cuts} cuts ({dict(made)}), {proxy.carried} connections, "
+                f"{total} bytes there and back, sha256 {sent.hexdigest()[:16]} = {heard.hexdigest()[:16]}"
+            )
     assert got == total
     assert heard.digest() == sent.digest()
 
