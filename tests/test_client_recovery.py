@@ -317,7 +317,7 @@ async def test_a_server_that_has_not_noticed_the_cut_is_waited_for(daemon: Daemo
 
 @pytest.mark.case(113, 114)
 async def test_a_session_that_is_held_still_is_asked_for_again(daemon: Daemon) -> None:
-    """While the server takes the old connection for alive it refuses; when that has ended, the next try succeeds."""
+    """While the server takes the old connection for alive it refuses; when that ends, the next try succeeds."""
     async with (
         connected_through_proxy(daemon) as (client, proxy),
         client.open_process(["cat"], pipe_stdin=True) as process,

@@ -120,13 +120,13 @@ class Lifeline:
         """Make the first connection.
 
         Raises:
-            ConnectFailed, ConnectionLost, ServerRefused: there is none.
+            ConnectFailed, ServerRefused: there is none.
         """
         self.session_id = resume_session_id
         try:
             self._link = await self._nursery.start(self._run_link)
         except Disconnected as disconnect:
-            raise ConnectionLost(f"the connection is lost: {disconnect}; connect again") from None
+            raise ConnectFailed(f"the connection ended before it could be used: {disconnect}") from None
         self._nursery.start_soon(self._keep)
 
     async def _run_link(self, task_status: trio.TaskStatus[Link]) -> None:

@@ -226,6 +226,7 @@ async def _run_websocket(
 
     Not the library's own opening: after a refusal that leaves its socket for the garbage collector.
     """
+    connection = None
     try:
         async with trio.open_nursery() as nursery:
             with trio.CancelScope() as handshake:
@@ -243,9 +244,12 @@ async def _run_websocket(
                 return
             raise HandshakeError(stream.end_reason)
     except ExceptionGroup as group:
-        # The reader is the only task, so that there is one error at most.
+        # The reader is the only task, so that there is one error at most. To an answer that is no HTTP it tries to
+        # answer in turn, which fails in several ways.
         error = group.exceptions[0]
-        raise HandshakeError(stream.end_reason) if isinstance(error, ConnectionClosed) else error from None
+        if connection is None and not isinstance(error, HandshakeError):
+            raise HandshakeError(stream.end_reason) from error
+        raise error from None
 
 
 class _WatchedStream(trio.abc.Stream):
