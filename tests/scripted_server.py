@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, cast
 
@@ -213,7 +213,8 @@ async def scripted_client(
         ear = Ear(stream)
         async with ear, trio.open_nursery() as reader:
             request = await trio_websocket.wrap_server_stream(reader, cast("trio.SocketStream", ear))
-            await play(Script(await request.accept(), ear))
+            with suppress(trio_websocket.ConnectionClosed, trio.BrokenResourceError):  # its client has left
+                await play(Script(await request.accept(), ear))
             reader.cancel_scope.cancel()
 
     @asynccontextmanager
