@@ -165,9 +165,11 @@ class FaultProxy:
                 await sink.send_all(data[: fuse.after_bytes])
                 if fuse.stall_s:
                     self.stall()
-                    await trio.sleep(fuse.stall_s)
+                    try:
+                        await trio.sleep(fuse.stall_s)
+                    finally:
+                        self.flow()  # whoever waited for this is cut before it can pass anything on
                 self.cut(fuse.for_s, fuse.how)
-                self.flow()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # a reset is an end like any other
         connection.scope.cancel()

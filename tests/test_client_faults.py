@@ -12,7 +12,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -29,6 +29,7 @@ from procfs import children_of, listening_pid, open_descriptors, until
 from tsupervise import (
     Client,
     Closed,
+    ConnectFailed,
     Event,
     Exited,
     OutcomeUnknown,
@@ -245,10 +246,12 @@ class Play:
                 assert (READY + one.sent).startswith(chunks)
             case Terminate(number):
                 one = await self.started(number)
-                while not one.terminated:
+                one.terminated = True
+                was_told = False
+                while not was_told:
                     with suppress(OutcomeUnknown):
                         await one.process.terminate()
-                        one.terminated = True
+                        was_told = True
 
     def plan(self, one: Followed, size: int) -> None:
         data = self.chance.randbytes(size)
@@ -308,7 +311,11 @@ async def play(
     with trio.fail_after(PATIENCE_S):
         async with fault_proxy(daemon.address) as proxy:
             proxy.hold_s = HOLD_S
-            async with connect(proxy.url, silence_s=SILENCE_S) as client:
+            async with AsyncExitStack() as stack:
+                client = None
+                while client is None:
+                    with suppress(ConnectFailed):  # the machine stalled for as long as a silence takes
+                        client = await stack.enter_async_context(connect(proxy.url, silence_s=SILENCE_S))
                 async with trio.open_nursery() as nursery:
                     actors = Play(history, client, proxy, nursery, tally)
                     await actors.run()
