@@ -40,8 +40,8 @@ HEARTBEAT_S = 20.0
 behind it unseen, and servers take who sends no pong for 60 s for gone."""
 
 SILENCE_S = 45.0
-"""How long a server may say nothing before it is taken for gone. A third of it passes before it is pinged, the rest is
-for the answer; any byte will do for one."""
+"""How long a server may say nothing before it is taken for gone. A third of it passes before it is pinged, the rest
+is for the answer; any byte will do for one."""
 
 ENDED_WITHOUT_CLOSE = 1006
 """The code of a connection that ended without a close frame (RFC 6455, 7.1.5)."""
