@@ -7,6 +7,7 @@ and changes nothing.
 
 from __future__ import annotations
 
+import math
 import socket
 import struct
 from collections.abc import AsyncGenerator, Callable
@@ -16,8 +17,9 @@ from typing import Literal
 
 import trio
 
-How = Literal["fin", "rst", "half-open"]
-"""Both ends are closed, both are reset, or only the client's is reset and the server hears nothing of it."""
+How = Literal["fin", "rst", "half-open", "silent"]
+"""Both ends are closed, or both are reset; or the client's is reset and the server hears nothing of it; or
+the server's is, and the client hears nothing any more."""
 
 Direction = Literal["forth", "back"]
 """From the client to the server, or from the server to the client."""
@@ -32,6 +34,7 @@ class _Fuse:
     """None for the next piece, whatever its size."""
     for_s: float
     how: How
+    stall_s: float = 0.0
 
 
 @dataclass(eq=False)
@@ -59,10 +62,12 @@ class FaultProxy:
     """Called whenever a new connection is carried."""
     delay_s: float = 0.0
     """Each piece waits so long before it is passed on."""
+    hold_s: float = math.inf
+    """How long a server hears nothing of a half-open cut, if `close_held` is not called before."""
     _refuse_until: float = 0.0
     _fuse: _Fuse | None = None
     _carrying: set[_Carried] = field(default_factory=set[_Carried])
-    _held: list[trio.SocketStream] = field(default_factory=list[trio.SocketStream])
+    _let_go: trio.Event = field(default_factory=trio.Event)
     _flowing: trio.Event = field(default_factory=trio.Event)
 
     @property
@@ -74,8 +79,9 @@ class FaultProxy:
         self.cuts += 1
         self._refuse_until = trio.current_time() + for_s
         for connection in self._carrying:
-            connection.how = how
-            connection.scope.cancel()
+            if not connection.scope.cancel_called:  # else it is held since an earlier cut
+                connection.how = how
+                connection.scope.cancel()
 
     def cut_behind_next(self, for_s: float, how: How = "fin") -> None:
         """Cut as `cut` does, but as soon as the target has been given the next bytes of a client.
@@ -84,9 +90,14 @@ class FaultProxy:
         """
         self._fuse = _Fuse("forth", None, for_s, how)
 
-    def cut_after(self, direction: Direction, count: int, for_s: float = 0.0, how: How = "fin") -> None:
-        """Cut as `cut` does, once `count` more bytes have passed in one direction, and none beyond them."""
-        self._fuse = _Fuse(direction, count, for_s, how)
+    def cut_after(
+        self, direction: Direction, count: int, for_s: float = 0.0, how: How = "fin", stall_s: float = 0.0
+    ) -> None:
+        """Cut as `cut` does, once `count` more bytes have passed in one direction, and none beyond them.
+
+        For `stall_s` before the cut nothing passes at all, in either direction.
+        """
+        self._fuse = _Fuse(direction, count, for_s, how, stall_s)
 
     @property
     def is_armed(self) -> bool:
@@ -114,27 +125,25 @@ class FaultProxy:
             return
         self.carried += 1
         self.when_carrying()
-        async with trio.open_nursery() as nursery:  # its one child copies there, the body back
-            far = await trio.open_tcp_stream(*self.target)
-            connection = _Carried(near, far, nursery.cancel_scope)
-            self._carrying.add(connection)
-            try:
-                nursery.start_soon(self._pump, connection, "forth")
-                await self._pump(connection, "back")
-            finally:
-                self._carrying.discard(connection)
-                self._close(connection)
-
-    def _close(self, connection: _Carried) -> None:
-        if connection.how != "fin":
-            _reset_on_close(connection.near)
-        connection.near.socket.close()
-        if connection.how == "half-open":
-            self._held.append(connection.far)
-        else:
-            if connection.how == "rst":
-                _reset_on_close(connection.far)
-            connection.far.socket.close()
+        far = await trio.open_tcp_stream(*self.target)
+        connection = _Carried(near, far, trio.CancelScope())
+        self._carrying.add(connection)
+        held: trio.SocketStream | None = far
+        try:
+            with connection.scope:
+                async with trio.open_nursery() as nursery:  # its one child copies there, the body back
+                    nursery.start_soon(self._pump, connection, "forth")
+                    await self._pump(connection, "back")
+            held = {"half-open": far, "silent": near}.get(connection.how)
+            for stream in {near, far} - {held}:
+                _close(stream, connection.how)
+            if held is not None:
+                with trio.move_on_after(self.hold_s if held is far else math.inf):
+                    await self._let_go.wait()
+        finally:
+            self._carrying.discard(connection)
+            if held is not None:
+                _close(held, "rst")
 
     async def _pump(self, connection: _Carried, direction: Direction) -> None:
         """Copy until either end is gone, then end the other direction too."""
@@ -154,18 +163,27 @@ class FaultProxy:
                     continue
                 self._fuse = None
                 await sink.send_all(data[: fuse.after_bytes])
+                if fuse.stall_s:
+                    self.stall()
+                    try:
+                        await trio.sleep(fuse.stall_s)
+                    finally:
+                        self.flow()  # whoever waited for this is cut before it can pass anything on
                 self.cut(fuse.for_s, fuse.how)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # a reset is an end like any other
         connection.scope.cancel()
 
     def close_held(self) -> None:
-        for stream in self._held:
-            stream.socket.close()
+        """Reset every end that is held open."""
+        self._let_go.set()
+        self._let_go = trio.Event()
 
 
-def _reset_on_close(stream: trio.SocketStream) -> None:
-    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+def _close(stream: trio.SocketStream, how: How) -> None:
+    if how != "fin" and stream.socket.fileno() != -1:
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    stream.socket.close()
 
 
 @asynccontextmanager
@@ -180,4 +198,3 @@ async def fault_proxy(target: tuple[str, int]) -> AsyncGenerator[FaultProxy]:
             yield proxy
         finally:
             nursery.cancel_scope.cancel()
-            proxy.close_held()

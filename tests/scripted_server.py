@@ -1,25 +1,77 @@
-"""A server that does what a test says, over a real WebSocket: to show what a client does in odd cases."""
+"""A server that does what a test says, over a WebSocket: to show what a client does in odd cases.
+
+`scripted_server` listens on a real socket, with real time. `scripted_client` is joined to its server by streams
+inside the test, so that with `autojump_clock` an hour of silence costs nothing.
+"""
 
 from __future__ import annotations
 
 import base64
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import trio
+import trio.testing
 import trio_websocket
 
+from tsupervise import Client
+from tsupervise._websocket_client import (
+    CONNECT_S,
+    SILENCE_S,
+    Address,
+    WebSocketChannel,
+    open_channel_over,
+)
+from tsupervise.client import _open as open_client_over  # pyright: ignore[reportPrivateUsage]
+
 ENVIRONMENT = {"shell": {"name": "sh", "path": "/bin/sh"}, "cwd": "file:///tmp", "capabilities": {}}
+
+
+class Ear(trio.abc.Stream):
+    """The stream of a server that can fall silent: what comes then is written down, and nothing answers it."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.is_deaf = False
+        self.is_stuck = False
+        """Whether it does not even take what comes."""
+        self.unheard: list[tuple[float, bytes]] = []
+        """What came, and when."""
+        self._stream = stream
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        while True:
+            data = await self._stream.receive_some(max_bytes)
+            if not self.is_deaf:
+                return data
+            self.unheard.append((trio.current_time(), bytes(data)))
+            if self.is_stuck:
+                await trio.sleep_forever()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
 
 
 class Script:
     """One connection of a client, from the server's side."""
 
-    def __init__(self, ws: trio_websocket.WebSocketConnection) -> None:
+    def __init__(self, ws: trio_websocket.WebSocketConnection, ear: Ear | None = None) -> None:
         self.ws = ws
+        self._ear = ear
+
+    @property
+    def ear(self) -> Ear:
+        """What hears the client, of a `scripted_client`."""
+        assert self._ear is not None, "this script listens on a socket"
+        return self._ear
 
     async def receive(self) -> dict[str, Any]:
         """The next message, whatever it is."""
@@ -80,6 +132,45 @@ class Script:
             pass
 
 
+def connections(*plays: Callable[[Script], Awaitable[None]]) -> Callable[[Script], Awaitable[None]]:
+    """One script for each connection, in the order in which they come."""
+    left = list(plays)
+
+    async def play(script: Script) -> None:
+        assert left, "the client came once more than the test expects"
+        await left.pop(0)(script)
+
+    return play
+
+
+async def resume(script: Script) -> None:
+    """The handshake of a client that comes back."""
+    request = await script.expect("initialize")
+    assert request["params"]["resumeSessionId"] == "s"
+    await script.answer(request, {"sessionId": "s"})
+    await script.expect("initialized")
+
+
+async def expect_catch_up(script: Script, process_id: str, after_seq: int) -> dict[str, Any]:
+    read = await script.expect("process/read")
+    params = {"processId": process_id, "afterSeq": after_seq, "maxBytes": None, "waitMs": 0}
+    assert read["params"] == params
+    return read
+
+
+def state(next_seq: int, *seqs: int, exit_code: int | None = None, closed: bool = False) -> dict[str, Any]:
+    """The result of a read: chunks of these numbers."""
+    return {
+        "chunks": [{"seq": seq, "stream": "stdout", "chunk": "eA=="} for seq in seqs],
+        "nextSeq": next_seq,
+        "exited": exit_code is not None,
+        "exitCode": exit_code,
+        "closed": closed,
+        "failure": None,
+        "sandboxDenied": False,
+    }
+
+
 @asynccontextmanager
 async def scripted_server(play: Callable[[Script], Awaitable[None]]) -> AsyncGenerator[str]:
     """Run a script against each connection; yields the URL. A connection ends with its script.
@@ -107,3 +198,34 @@ async def scripted_server(play: Callable[[Script], Awaitable[None]]) -> AsyncGen
             if running:
                 await all_ended.wait()
             nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def scripted_client(
+    play: Callable[[Script], Awaitable[None]], *, recovery_s: float = 0.0, silence_s: float = SILENCE_S
+) -> AsyncGenerator[Client]:
+    """A client of a server that runs a script against each connection. The scripts are cancelled at the end.
+
+    Nothing is buffered in between: a send waits until the other side has received all of it.
+    """
+
+    async def serve(stream: trio.abc.Stream) -> None:
+        ear = Ear(stream)
+        async with ear, trio.open_nursery() as reader:
+            request = await trio_websocket.wrap_server_stream(reader, cast("trio.SocketStream", ear))
+            with suppress(trio_websocket.ConnectionClosed, trio.BrokenResourceError):  # its client has left
+                await play(Script(await request.accept(), ear))
+            reader.cancel_scope.cancel()
+
+    @asynccontextmanager
+    async def open_channel() -> AsyncGenerator[WebSocketChannel]:
+        near, far = trio.testing.lockstep_stream_pair()
+        scripts.start_soon(serve, far)
+        deadline = trio.current_time() + CONNECT_S
+        async with open_channel_over(near, Address.of("ws://script"), deadline, silence_s) as channel:
+            yield channel
+
+    async with trio.open_nursery() as scripts:
+        async with open_client_over(open_channel, "tests", None, recovery_s) as client:
+            yield client
+        scripts.cancel_scope.cancel()

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import random
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -23,7 +24,7 @@ import tsupervise._remote_process
 from daemons import Daemon, command_of
 from fault_proxy import Direction, FaultProxy, How, fault_proxy
 from gates import gate_at
-from scripted_server import Script, scripted_server
+from scripted_server import Script, connections, expect_catch_up, resume, scripted_server, state
 from tsupervise import (
     Client,
     Closed,
@@ -94,45 +95,6 @@ async def until_over(client: Client, process_id: str) -> None:
         else:
             if answer.exited:
                 return
-
-
-def connections(*plays: Callable[[Script], Awaitable[None]]) -> Callable[[Script], Awaitable[None]]:
-    """One script for each connection, in the order in which they come."""
-    left = list(plays)
-
-    async def play(script: Script) -> None:
-        assert left, "the client came once more than the test expects"
-        await left.pop(0)(script)
-
-    return play
-
-
-async def resume(script: Script) -> None:
-    """The handshake of a client that comes back."""
-    request = await script.expect("initialize")
-    assert request["params"]["resumeSessionId"] == "s"
-    await script.answer(request, {"sessionId": "s"})
-    await script.expect("initialized")
-
-
-async def expect_catch_up(script: Script, process_id: str, after_seq: int) -> dict[str, Any]:
-    read = await script.expect("process/read")
-    params = {"processId": process_id, "afterSeq": after_seq, "maxBytes": None, "waitMs": 0}
-    assert read["params"] == params
-    return read
-
-
-def state(next_seq: int, *seqs: int, exit_code: int | None = None, closed: bool = False) -> dict[str, Any]:
-    """The result of a read: chunks of these numbers."""
-    return {
-        "chunks": [{"seq": seq, "stream": "stdout", "chunk": "eA=="} for seq in seqs],
-        "nextSeq": next_seq,
-        "exited": exit_code is not None,
-        "exitCode": exit_code,
-        "closed": closed,
-        "failure": None,
-        "sandboxDenied": False,
-    }
 
 
 # --- real servers behind a proxy that cuts ---------------------------------------------------------------
@@ -353,6 +315,34 @@ async def test_a_server_that_has_not_noticed_the_cut_is_waited_for(daemon: Daemo
         assert await until_read(process, 13) == b"one two three"
 
 
+@pytest.mark.case(113, 114)
+async def test_a_session_that_is_held_still_is_asked_for_again(daemon: Daemon) -> None:
+    """While the server takes the old connection for alive it refuses; when that ends, the next try succeeds."""
+    async with (
+        connected_through_proxy(daemon) as (client, proxy),
+        client.open_process(["cat"], pipe_stdin=True) as process,
+    ):
+        await process.write(b"one ")
+        proxy.hold_s = 0.4
+        proxy.cut(0.0, "half-open")
+        await process.write(b"two")
+        assert await until_read(process, 7) == b"one two"
+        assert proxy.carried > 2, "an attempt came too early"
+
+
+async def test_a_server_that_vanishes_without_a_word_is_noticed(daemon: Daemon) -> None:
+    """Nothing ends the old connection but its silence, and the client comes back by a new one."""
+    async with (
+        connected_through_proxy(daemon, silence_s=0.3) as (client, proxy),
+        client.open_process(["cat"], pipe_stdin=True) as process,
+    ):
+        await process.write(b"one ")
+        proxy.cut(0.0, "silent")
+        await process.write(b"two")
+        assert await until_read(process, 7) == b"one two"
+        assert proxy.carried == 2
+
+
 @pytest.mark.case(115)
 async def test_ten_users_share_one_connection_and_one_recovery(daemon: Daemon) -> None:
     """However many calls wait for the connection, there is one attempt at a time, and one new connection."""
@@ -465,25 +455,36 @@ async def test_a_command_under_exec_does_not_notice_a_cut(daemon: Daemon) -> Non
             assert proxy.carried == 2
 
 
+FAULTS: tuple[tuple[How, float], ...] = (
+    *(("fin", 0.0), ("rst", 0.0), ("fin", 0.0), ("rst", 0.0)),
+    *(("rst", 0.05), ("half-open", 0.0), ("silent", 0.0)),
+)
+"""How a conversation is cut, and after how many seconds of a stall."""
+
+
 async def converse(daemon: Daemon, *, cuts: int, seed: int) -> None:
     """Talk to `cat` over a connection that is cut at random bytes, in both directions, until `cuts` are over."""
     chance = random.Random(seed)
     sent, heard = hashlib.sha256(), hashlib.sha256()
     total = 0
     directions: tuple[Direction, ...] = ("forth", "back")
-    hows: tuple[How, ...] = ("fin", "rst")
+    made: Counter[str] = Counter()
     with trio.fail_after(PATIENCE_S + cuts):
         async with (
             fault_proxy(daemon.address) as proxy,
-            connect(proxy.url) as client,
+            connect(proxy.url, silence_s=0.3) as client,
             client.open_process(["cat"], pipe_stdin=True) as process,
         ):
+            # What the server hears nothing of lasts so long that its session is refused at first.
+            proxy.hold_s = 0.15
             stream = process.events()
             last = got = 0
             while proxy.cuts < cuts:
                 if not proxy.is_armed:
+                    how, stall_s = chance.choice(FAULTS)
+                    made[f"stall, {how}" if stall_s else how] += 1
                     proxy.cut_after(
-                        chance.choice(directions), chance.randrange(1500), how=chance.choice(hows)
+                        chance.choice(directions), chance.randrange(1500), how=how, stall_s=stall_s
                     )
                 for _ in range(chance.randrange(1, 4)):
                     data = os.urandom(chance.randrange(1, 400))
@@ -498,6 +499,10 @@ async def converse(daemon: Daemon, *, cuts: int, seed: int) -> None:
                     got += len(event.data)
                     heard.update(event.data)
             assert proxy.carried > cuts // 2, "cuts fell on connections"
+            print(
+                f"{daemon.target}: {proxy.cuts} cuts ({dict(made)}), {proxy.carried} connections, "
+                f"{total} bytes there and back, sha256 {sent.hexdigest()[:16]} = {heard.hexdigest()[:16]}"
+            )
     assert got == total
     assert heard.digest() == sent.digest()
 
@@ -680,6 +685,36 @@ async def test_more_early_events_than_there_is_room_for_are_asked_for_again() ->
     async with scripted_server(connections(first, second)) as url, connect(url) as client:
         process = await client.start(["true"], process_id="p", lossless=True)
         assert_complete(await collect(process))
+
+
+@pytest.mark.case(109)
+async def test_an_attempt_that_fails_half_way_leaves_all_of_it_to_the_next() -> None:
+    """A process that had caught up when the attempt failed has gone on since, and is asked for again."""
+
+    async def first(script: Script) -> None:
+        await script.handshake()
+        await script.start()
+        await script.start()
+
+    async def second(script: Script) -> None:
+        await resume(script)
+        await script.answer(await expect_catch_up(script, "p", 0), state(2, 1))
+        await expect_catch_up(script, "q", 0)
+
+    async def third(script: Script) -> None:
+        await resume(script)
+        await script.answer(await expect_catch_up(script, "p", 1), state(4, 2, exit_code=0, closed=False))
+        await script.answer(await expect_catch_up(script, "q", 0), state(3, exit_code=0, closed=True))
+        await script.closed("p", 4)
+        await script.until_gone()
+
+    plays = connections(first, second, third)
+    async with scripted_server(plays) as url, connect(url) as client:
+        process = await client.start(["true"], process_id="p")
+        other = await client.start(["true"], process_id="q")
+        with trio.fail_after(5):
+            assert [event.seq for event in await collect(process)] == [1, 2, 3, 4]
+            await other.wait_closed()
 
 
 async def test_a_slow_reader_of_one_process_holds_up_no_recovery() -> None:

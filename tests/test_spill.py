@@ -571,8 +571,10 @@ async def test_scarce_memory_is_relieved_by_files(tmp_path: Path) -> None:
             with trio.fail_after(PATIENCE_S):
                 while True:
                     entries = (await peer.request("process/list")).ok()["processes"]
-                    assert {entry["retainedBytes"] for entry in entries} == {size}
-                    if [entry["spilledBytes"] for entry in entries[: len(expected)]] == list(expected):
+                    spilled = [entry["spilledBytes"] for entry in entries[: len(expected)]]
+                    # The newest may be read still.
+                    arrived = all(entry["retainedBytes"] == size for entry in entries)
+                    if arrived and spilled == list(expected):
                         break
 
         for number in range(5):

@@ -12,20 +12,27 @@ import trio
 
 from tsupervise_protocol.codec import MAX_MESSAGE_BYTES, Failure, Response, decode_result, encode_request
 from tsupervise_protocol.errors import MalformedMessage
-from tsupervise_protocol.messages import ErrorBody, Message
+from tsupervise_protocol.messages import ErrorBody, Message, ReadParams
 
 MAX_UNSENT = 4096
 """Messages in the outbox. Callers cannot reach it: only a server could that asks and does not listen."""
 
 
+IN_ORDER_CALLS = 100
+"""Calls that are open at a time. A server that does one thing at a time keeps about so many waiting (the reference:
+128); with more, it neither receives nor sends anything until the one that it is at is over (observed)."""
+
+
 class Pending:
     """A call that waits. Done with neither a result nor an error, its connection has ended."""
 
-    __slots__ = ("done", "error", "id", "method", "result", "was_sent")
+    __slots__ = ("done", "error", "id", "method", "result", "wait_s", "was_sent")
 
-    def __init__(self, call_id: int, method: str) -> None:
+    def __init__(self, call_id: int, method: str, wait_s: float = 0.0) -> None:
         self.id = call_id
         self.method = method
+        self.wait_s = wait_s
+        """How long the server was asked to wait before it answers."""
         self.done = trio.Event()
         self.result: Message | None = None
         self.error: ErrorBody | None = None
@@ -55,7 +62,8 @@ class CallTable:
         Raises:
             ValueError: a message above `MAX_MESSAGE_BYTES`.
         """
-        pending = Pending(next(self._ids), method)
+        wait_ms = (params.wait_ms or 0) if isinstance(params, ReadParams) else 0
+        pending = Pending(next(self._ids), method, wait_ms / 1000)
         message = encode_request(pending.id, method, params)
         if len(message) > MAX_MESSAGE_BYTES:
             raise ValueError(
@@ -64,6 +72,13 @@ class CallTable:
         self._open[pending.id] = pending
         self._put(pending.id, message)
         return pending
+
+    @property
+    def excused_s(self) -> float:
+        """How long the server may be busy with one of these calls and hear of nothing else, in seconds."""
+        if len(self._open) < IN_ORDER_CALLS:
+            return 0.0
+        return max(pending.wait_s for pending in self._open.values())
 
     def free(self, pending: Pending) -> None:
         """Forget a call, and do not send it if that has not happened."""

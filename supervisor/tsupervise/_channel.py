@@ -31,7 +31,11 @@ class MessageChannel(Protocol):
     """Whole messages in both directions. One task receives, one task sends."""
 
     async def receive(self) -> Sequence[bytes]:
-        """Wait for messages; return at least one, in order, or () once the peer has ended or is gone."""
+        """Wait for messages; return at least one, in order, or () once the peer has ended or is gone.
+
+        Raises:
+            MalformedMessage: on the client's side: what came is no message, or too large for one.
+        """
         ...
 
     async def send(self, messages: Sequence[bytes]) -> None:
@@ -53,6 +57,14 @@ class ClientChannel(MessageChannel, Protocol):
     @property
     def end_reason(self) -> str:
         """How the channel ended, once it has."""
+        ...
+
+    async def watch(self, excused_s: Callable[[], float]) -> None:
+        """Watch over the server; return when it must be taken for gone, which `end_reason` tells then.
+
+        Args:
+            excused_s: how much longer than usual the server may be silent now, in seconds.
+        """
         ...
 
 
@@ -135,6 +147,9 @@ class MemoryChannel:
         """It never has anything of its own to send."""
 
     async def keep_alive(self) -> None:
+        await trio.sleep_forever()
+
+    async def watch(self, excused_s: Callable[[], float]) -> None:
         await trio.sleep_forever()
 
     async def is_alive(self, within_s: float) -> bool:

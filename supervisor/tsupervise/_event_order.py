@@ -81,14 +81,21 @@ class EventOrder:
         Duplicates, and whatever comes after the close, are dropped.
 
         Raises:
-            EventOverflow: no room for an event that came too early, or an event that is too large at all.
+            EventOverflow: no room for an event that came too early, or an event that is too large at all, or
+                has a number that cannot be.
         """
         seq = event.seq
+        if seq < 1:
+            raise EventOverflow(f"there is no event {seq}: numbers start at 1")
         if self.closed or seq <= self.last or seq in self._early:
             return False
         size = _size_of(event)
         if size > MAX_BYTES:
             raise EventOverflow(f"event {seq} carries {size} bytes, more than the {MAX_BYTES} of any event")
+        if seq > self.last + 1 + MAX_EVENTS:
+            raise EventOverflow(
+                f"event {seq} came before event {self.last + 1}, further ahead than {MAX_EVENTS} events can be kept"
+            )
         if seq != self.last + 1:
             if len(self._early) >= MAX_EVENTS or self._early_bytes + size > MAX_BYTES:
                 raise EventOverflow(
@@ -136,6 +143,8 @@ class EventOrder:
         if self.closed:
             return False
         target, last = snapshot.next_seq - 1, self.last
+        if target < 0:
+            raise MalformedMessage(f"nextSeq is {snapshot.next_seq}, and numbers start at 1")
         found: dict[int, Event] = {}
         for chunk in snapshot.chunks:
             if chunk.seq > target or (snapshot.closed and chunk.seq == target):

@@ -43,6 +43,9 @@ INITIALIZE_S = 10.0
 ENVIRONMENT_S = 30.0
 """For `environment/info`, where a server tells nothing of its environment in the handshake."""
 
+CATCH_UP_S = 15.0
+"""For each answer while catching up. With three times as much to come back in, there is another attempt or two."""
+
 CATCH_UP_CALLS = 256
 """Processes that are asked for at a time while catching up."""
 
@@ -117,21 +120,24 @@ class Lifeline:
         """Make the first connection.
 
         Raises:
-            ConnectFailed, ConnectionLost, ServerRefused: there is none.
+            ConnectFailed, ServerRefused: there is none.
         """
         self.session_id = resume_session_id
         try:
             self._link = await self._nursery.start(self._run_link)
         except Disconnected as disconnect:
-            raise ConnectionLost(f"the connection is lost: {disconnect}; connect again") from None
+            raise ConnectFailed(f"the connection ended before it could be used: {disconnect}") from None
         self._nursery.start_soon(self._keep)
 
     async def _run_link(self, task_status: trio.TaskStatus[Link]) -> None:
         """Open a link, get it ready, and hold it until it ends."""
         async with self._open_channel() as channel, open_background(outlast_cancel=False) as tasks:
             link = Link(channel, self._processes, self._on_end)
+            # Anew for each attempt: what the last one had caught up with has gone on without a connection since.
+            self._processes.begin_to_miss()
             tasks.start_soon(link.receive)
             tasks.start_soon(link.send)
+            tasks.start_soon(link.watch)
             try:
                 await self._prepare(link)
                 # No await from here to the end of `started`: it is in use, or it has ended before.
@@ -154,7 +160,6 @@ class Lifeline:
         assert disconnect is not None, "this is called because it has ended"
         if self._recovery.disconnected(link.generation, disconnect, trio.current_time()):
             logger.info("the connection is lost: %s", disconnect)
-            self._processes.disconnected()
             self._announce()
 
     def _announce(self) -> None:
@@ -218,8 +223,13 @@ class Lifeline:
         for process in processes:
             asked.append((process, link.begin("process/read", process.ask_for_missed())))
         for process, pending in asked:
-            await pending.done.wait()
+            with trio.move_on_after(CATCH_UP_S) as patience:
+                await pending.done.wait()
             link.free(pending)
+            if patience.cancelled_caught:
+                raise ConnectFailed(
+                    f"the server does not tell what {process.process_id!r} has done meanwhile"
+                )
             try:
                 process.catch_up(cast("ReadResult", link.result_of(pending)))
             except (WindowLost, EventOverflow) as error:

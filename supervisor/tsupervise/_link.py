@@ -1,6 +1,6 @@
-"""One connection of a client: its channel, the calls that are open on it, and the two tasks that serve it.
+"""One connection of a client: its channel, the calls that are open on it, and the three tasks that serve it.
 
-One task receives and one sends; neither ever waits for a caller. A link is never mended: once it has
+One task receives, one sends and one watches; none ever waits for a caller. A link is never mended: once it has
 ended, whatever comes next is another one.
 """
 
@@ -115,7 +115,7 @@ class Link:
             self.ended.set()
 
     async def receive(self) -> None:
-        """Receive until the link ends: one of the two tasks."""
+        """Receive until the link ends: one of the three tasks."""
         try:
             while messages := await self._channel.receive():
                 for message in messages:
@@ -129,7 +129,7 @@ class Link:
             self.end(Disconnected(self._channel.end_reason))
 
     async def send(self) -> None:
-        """Send until the link ends: the other task."""
+        """Send until the link ends: another one."""
         while True:
             messages = await self._calls.take_outbox()
             try:
@@ -138,6 +138,11 @@ class Link:
                 break
         # Answers that have arrived before the end count: the receiver tells of it once it has them.
         await trio.sleep(LAST_WORDS_S)
+        self.end(Disconnected(self._channel.end_reason))
+
+    async def watch(self) -> None:
+        """End the link when the server must be taken for gone: the third task."""
+        await self._channel.watch(lambda: self._calls.excused_s)
         self.end(Disconnected(self._channel.end_reason))
 
     async def _take(self, data: bytes) -> None:

@@ -48,6 +48,9 @@ logger = logging.getLogger(__name__)
 END_S = 5.0
 """How long the end of a process may take at the end of its block, before the caller goes on without it."""
 
+DENIAL_S = 5.0
+"""How long an exit is kept back for the server to tell whether a sandbox was in the way."""
+
 
 class RemoteProcess(ProcessHandle):
     """A process of the own session, whose events the server pushes.
@@ -379,7 +382,7 @@ class RemoteProcess(ProcessHandle):
             return event
         async with self._asking_for_denial:
             if self._whole_exit is None:
-                with suppress(ServerRefused, ConnectionLost):
+                with suppress(ServerRefused, ConnectionLost), trio.move_on_after(DENIAL_S):
                     answer = answer or await self._ask(event.seq - 1)
                 self._whole_exit = replace(event, sandbox_denied=answer and answer.sandbox_denied)
         return self._whole_exit

@@ -69,7 +69,7 @@ from ._process_table import ProcessTable
 from ._recovery import RECOVERY_S
 from ._remote_process import RemoteProcess
 from ._run_command import MAX_OUTPUT_BYTES, complete, raise_if_failed
-from ._websocket_client import open_websocket_channel
+from ._websocket_client import SILENCE_S, open_websocket_channel
 from .completed import Completed
 from .errors import (
     ConnectionLost,
@@ -573,6 +573,7 @@ async def connect(
     client_name: str = "tsupervise",
     resume_session_id: str | None = None,
     recovery_s: float = RECOVERY_S,
+    silence_s: float = SILENCE_S,
 ) -> AsyncGenerator[Client]:
     """Connect to a server and disconnect at the end of the block.
 
@@ -586,12 +587,14 @@ async def connect(
         resume_session_id: the session to go on with, a new one if None.
         recovery_s: how long the client tries to come back after each disconnect, in seconds, before it
             fails for good; 0 to fail at once.
+        silence_s: how long the server may say nothing, though it was pinged, before the connection is taken
+            for lost, in seconds.
 
     Raises:
         ConnectFailed: nobody listens there, or not for this protocol, or no answer came in time.
         ServerRefused: the handshake was refused, as with a session that is not known any more.
     """
-    opener = partial(open_websocket_channel, url)
+    opener = partial(open_websocket_channel, url, silence_s=silence_s)
     async with _open(opener, client_name, resume_session_id, recovery_s) as client:
         yield client
 
