@@ -22,11 +22,12 @@ ROOMS = {
     # Each may import what stands before it.
     "core": """_event_log _lifecycle _stdin_queue _retained_total _settings _fd _posix_spawn _fork_spawn
         _child_environment _environment_info _outbox _spawn _process _session _supervisor _handlers _connection""",
-    "doors": "_listen_address _http_door _websocket _socket_stream _websocket_channel _stdio_channel server",
+    "doors": """_listen_address _discovery _http_door _websocket _socket_stream _websocket_channel _stdio_channel
+        server""",
     "client": """_event_order _recovery _websocket_client _calls _remote_process _process_table _link _lifeline
         client""",
     "embedded": "embedded",
-    "command line": "_keeper _log_output _terminal _exec_command cli __main__",
+    "command line": "_keeper _log_output _terminal _detach_keys _table _relay _exec_command cli __main__",
     "front": "__init__",
 }
 
@@ -49,6 +50,7 @@ ONLY_IN = {
     "h11": {"tsupervise._http_door"},
     "websockets": {"tsupervise._websocket"},
     "click": {"tsupervise.cli"},
+    "rich": {"tsupervise._table"},
     "ctypes": {"tsupervise._posix_spawn", "tsupervise._keeper"},
     "subprocess": {"tsupervise._fork_spawn"},
     "asyncio": set[str](),
@@ -59,7 +61,7 @@ WITHOUT_TRIO = {
     *("__init__", "__main__", "_version", "cli", "errors", "events", "_settings", "_log_output"),
     *("_event_log", "_lifecycle", "_stdin_queue", "_retained_total", "_event_order", "_recovery"),
     *("_child_environment", "_environment_info", "_inherited", "_posix_spawn", "_keeper"),
-    *("_http_door", "_websocket", "_listen_address"),
+    *("_http_door", "_websocket", "_listen_address", "_discovery", "_detach_keys", "_table"),
 }
 """Modules of `tsupervise` that decide or compute, and never wait in the loop."""
 

@@ -13,6 +13,7 @@ import trio
 
 from ._background import open_background
 from ._connection import Connection
+from ._discovery import announced
 from ._http_door import HttpDoor, Respond, Upgrade
 from ._inherited import heeded
 from ._listen_address import ListenAddress, TcpAddress
@@ -134,8 +135,7 @@ async def _listen(address: TcpAddress) -> trio.SocketListener:
 
 async def _serve_listener(supervisor: Supervisor, listener: trio.SocketListener) -> None:
     host, port = listener.socket.getsockname()[:2]
-    print(f"ws://{_authority(host, port)}", flush=True)
-    log.info("listening at %s", _authority(host, port))
+    url = f"ws://{_authority(host, port)}"
 
     async def serve(accepted: trio.SocketStream) -> None:
         # A bug of ours in one connection must not end the others.
@@ -144,7 +144,11 @@ async def _serve_listener(supervisor: Supervisor, listener: trio.SocketListener)
         except* Exception:
             log.exception("a connection failed inside the server")
 
-    await trio.serve_listeners(serve, [listener])
+    # A few system calls on small files in memory, before anybody is served and after everybody was.
+    with announced(url):
+        print(url, flush=True)
+        log.info("listening at %s", _authority(host, port))
+        await trio.serve_listeners(serve, [listener])
 
 
 async def _serve_socket(supervisor: Supervisor, sock: socket.socket) -> None:
