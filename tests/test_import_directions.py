@@ -22,10 +22,10 @@ ROOMS = {
     # Each may import what stands before it.
     "core": """_event_log _lifecycle _stdin_queue _retained_total _settings _fd _posix_spawn _fork_spawn
         _child_environment _environment_info _outbox _spawn _process _session _supervisor _handlers _connection""",
-    "doors": """_listen_address _discovery _http_door _websocket _socket_stream _websocket_channel _stdio_channel
-        server""",
-    "client": """_event_order _recovery _websocket_client _calls _remote_process _process_table _link _lifeline
-        client""",
+    "doors": """_listen_address _discovery _peer_user _http_door _websocket _socket_stream _websocket_channel
+        _stdio_channel server""",
+    "client": """_event_order _recovery _websocket_client _calls _process_handle _remote_process _observed_process
+        _process_table _link _lifeline client""",
     "embedded": "embedded",
     "command line": "_keeper _log_output _terminal _detach_keys _table _relay _exec_command cli __main__",
     "front": "__init__",
@@ -42,7 +42,10 @@ MAY_IMPORT = {
     "front": "shared, client, embedded",
 }
 
-CYCLES = {("tsupervise._remote_process", "tsupervise.client")}
+CYCLES = {
+    (f"tsupervise.{handle}", "tsupervise.client")
+    for handle in ("_process_handle", "_remote_process", "_observed_process")
+}
 """Allowed upwards, for annotations only."""
 
 ONLY_IN = {
@@ -61,7 +64,7 @@ WITHOUT_TRIO = {
     *("__init__", "__main__", "_version", "cli", "errors", "events", "_settings", "_log_output"),
     *("_event_log", "_lifecycle", "_stdin_queue", "_retained_total", "_event_order", "_recovery"),
     *("_child_environment", "_environment_info", "_inherited", "_posix_spawn", "_keeper"),
-    *("_http_door", "_websocket", "_listen_address", "_discovery", "_detach_keys", "_table"),
+    *("_http_door", "_websocket", "_listen_address", "_peer_user", "_discovery", "_detach_keys", "_table"),
 }
 """Modules of `tsupervise` that decide or compute, and never wait in the loop."""
 

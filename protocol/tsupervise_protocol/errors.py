@@ -21,6 +21,8 @@ class ErrorCode(IntEnum):
     """The session to be resumed still has a connection: try again soon."""
     TOO_MANY_REQUESTS = -32011
     """Our own: this connection has more requests open than the server keeps."""
+    NOT_ALLOWED = -32012
+    """Our own: the method is for the user that the server runs as, and the peer is somebody else."""
 
 
 class RpcError(Exception):

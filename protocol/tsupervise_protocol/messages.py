@@ -139,8 +139,9 @@ class StartResult(Message, frozen=True):
 Stream = Literal["stdout", "stderr", "pty"]
 
 
-class ReadParams(Message, frozen=True):
-    process_id: str
+class ReadRange(Message, frozen=True):
+    """Which part of a process's output is asked for."""
+
     after_seq: U64 | None = None
     max_bytes: U64 | None = None
     wait_ms: U64 | None = None
@@ -153,6 +154,10 @@ class ReadParams(Message, frozen=True):
         ):
             if value is not None and value >= 1 << 64:
                 raise ValueError(f"{name} must be below 2^64, got {value}")
+
+
+class ReadParams(ReadRange, frozen=True, kw_only=True):
+    process_id: str
 
 
 class OutputChunk(Message, frozen=True):
@@ -176,6 +181,10 @@ class ReadResult(Message, frozen=True):
     """Our own: whether output after `afterSeq` has been dropped and is not in this answer."""
     term_signal: int | UnsetType = UNSET
     """Our own: the signal that ended the process, left out if none did."""
+    exit_seq: int | UnsetType = UNSET
+    """Our own: the number of the exit, left out while the process runs."""
+    closed_seq: int | UnsetType = UNSET
+    """Our own: the number of the close, left out until then."""
 
 
 class WriteParams(Message, frozen=True):
@@ -266,6 +275,103 @@ class ListResult(Message, frozen=True):
     processes: list[ProcessEntry]
 
 
+# --- our own: sessions ---------------------------------------------------------------------------------
+
+
+class SessionKeepParams(Message, frozen=True):
+    """`session/keep`: whether the own session outlives its connection until it is ended."""
+
+    kept: bool
+
+
+class SessionEndParams(Message, frozen=True):
+    """`session/end`: the own session, or (for the daemon's own user) another one."""
+
+    session_id: str | None = None
+
+
+# --- our own: every session's processes, for the user that the daemon runs as ----------------------------
+
+
+class OperatorEntry(ProcessEntry, frozen=True, kw_only=True):
+    """One process of any session."""
+
+    session_id: str
+    session_kept: bool = False
+    """Whether its session lives until it is ended, connection or not."""
+    session_attached: bool = False
+    """Whether a connection holds its session."""
+    client_name: str = ""
+    """What the client that opened the session, or resumed it last, calls itself."""
+
+
+class OperatorListResult(Message, frozen=True):
+    processes: list[OperatorEntry]
+
+
+class OperatorStatusResult(Message, frozen=True):
+    """The daemon as a whole."""
+
+    version: str
+    pid: int
+    started_at_ms: int
+    """Milliseconds since the Unix epoch."""
+    listen: str | None
+    """The URL that it listens at; null without a listener."""
+    sessions: int
+    sessions_attached: int
+    sessions_kept: int
+    processes: dict[ProcessState, int]
+    """How many are in which state."""
+    retained_bytes: int
+    """Output retained for all processes, with what its bookkeeping takes."""
+    retained_total_bytes: int
+    """The bound on it."""
+
+
+class OperatorReadParams(ReadRange, frozen=True, kw_only=True):
+    uid: str
+
+
+class OperatorWaitParams(Message, frozen=True):
+    """`operator/wait`: answers when the process has got that far, or when the time is over."""
+
+    uid: str
+    until: Literal["exited", "closed"] = "exited"
+    wait_ms: U64 = 0
+
+    def __post_init__(self) -> None:
+        if self.wait_ms >= 1 << 64:
+            raise ValueError(f"waitMs must be below 2^64, got {self.wait_ms}")
+
+
+class OperatorWriteParams(Message, frozen=True):
+    uid: str
+    chunk: str
+    """base64"""
+    write_id: str
+    """Shared by all who write to the process: make it so that nobody else comes by the same."""
+
+
+class OperatorSignalParams(Message, frozen=True):
+    uid: str
+    signal: SignalName
+
+
+class OperatorTerminateParams(Message, frozen=True):
+    uid: str
+
+
+class OperatorResizeParams(Message, frozen=True):
+    uid: str
+    rows: PtyDimension
+    cols: PtyDimension
+
+
+class OperatorCloseStdinParams(Message, frozen=True):
+    uid: str
+
+
 # --- notifications -----------------------------------------------------------------------------------
 
 
@@ -320,6 +426,17 @@ METHODS: dict[str, Method] = {
     "process/resize": Method(ResizeParams, EmptyResult, "exec", scalar_members=6),
     "process/closeStdin": Method(CloseStdinParams, WriteResult, "exec", scalar_members=4),
     "process/list": Method(NoParams, ListResult, "exec"),
+    "session/keep": Method(SessionKeepParams, EmptyResult, "session"),
+    "session/end": Method(SessionEndParams, EmptyResult, "session"),
+    "operator/status": Method(NoParams, OperatorStatusResult, "operator"),
+    "operator/list": Method(NoParams, OperatorListResult, "operator"),
+    "operator/wait": Method(OperatorWaitParams, OperatorEntry, "operator"),
+    "operator/read": Method(OperatorReadParams, ReadResult, "operator"),
+    "operator/write": Method(OperatorWriteParams, WriteResult, "operator"),
+    "operator/signal": Method(OperatorSignalParams, EmptyResult, "operator"),
+    "operator/terminate": Method(OperatorTerminateParams, TerminateResult, "operator"),
+    "operator/resize": Method(OperatorResizeParams, EmptyResult, "operator"),
+    "operator/closeStdin": Method(OperatorCloseStdinParams, WriteResult, "operator"),
 }
 
 NOTIFICATIONS: dict[str, type[Message]] = {
@@ -333,6 +450,8 @@ OWN_CAPABILITIES = (
     "tsuperviseCloseStdin",
     "tsuperviseList",
     "tsuperviseSignals",
+    "tsuperviseSessions",
+    "tsuperviseOperator",
 )
 """The names under which a server announces the methods that are our own."""
 

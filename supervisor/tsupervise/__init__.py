@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from ._remote_process import EventStream, RemoteProcess
+    from ._observed_process import ObservedProcess
+    from ._process_handle import EventStream, ProcessHandle
+    from ._remote_process import RemoteProcess
     from .client import Client, connect, open_client
     from .embedded import open_supervisor
     from .errors import (
         ConnectFailed,
         ConnectionLost,
+        NoSuchProcess,
         NotSupported,
         OutcomeUnknown,
         ProcessFailed,
@@ -36,10 +39,13 @@ __all__ = [
     "EventStream",
     "Exited",
     "Lost",
+    "NoSuchProcess",
     "NotSupported",
+    "ObservedProcess",
     "OutcomeUnknown",
     "Output",
     "ProcessFailed",
+    "ProcessHandle",
     "RemoteProcess",
     "ServerRefused",
     "StdinClosed",
@@ -52,12 +58,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "_remote_process": ("EventStream", "RemoteProcess"),
+    "_observed_process": ("ObservedProcess",),
+    "_process_handle": ("EventStream", "ProcessHandle"),
+    "_remote_process": ("RemoteProcess",),
     "client": ("Client", "connect", "open_client"),
     "embedded": ("open_supervisor",),
     "errors": (
         "ConnectFailed",
         "ConnectionLost",
+        "NoSuchProcess",
         "NotSupported",
         "OutcomeUnknown",
         "ProcessFailed",

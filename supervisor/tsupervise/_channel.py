@@ -6,6 +6,7 @@ A WebSocket, a pair of stdio pipes and a pair of queues in one process are the s
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Protocol
@@ -61,6 +62,10 @@ class ServerChannel(MessageChannel, Protocol):
     @property
     def label(self) -> str:
         """The door and the peer, for the answer to a malformed message."""
+        ...
+
+    def peer_uid(self) -> int | None:
+        """The user at the other end; None if that cannot be known."""
         ...
 
     def set_waker(self, wake: Callable[[], None]) -> None:
@@ -122,6 +127,9 @@ class MemoryChannel:
         self._incoming.close()
         self._outgoing.close()
         await trio.lowlevel.checkpoint()
+
+    def peer_uid(self) -> int | None:
+        return os.geteuid()
 
     def set_waker(self, wake: Callable[[], None]) -> None:
         """It never has anything of its own to send."""

@@ -6,8 +6,9 @@ A connection owns the requests that wait and nothing else; processes belong to t
 from __future__ import annotations
 
 import logging
+import os
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
 
 import trio
@@ -22,7 +23,7 @@ from tsupervise_protocol.codec import (
 )
 from tsupervise_protocol.errors import ErrorCode, MalformedMessage, ProtocolViolation, RpcError
 from tsupervise_protocol.handshake import Handshake
-from tsupervise_protocol.messages import METHODS, Message
+from tsupervise_protocol.messages import METHODS, InitializeParams, Message
 
 from ._channel import CloseCode, ServerChannel
 from ._handlers import ROWS, Row
@@ -62,13 +63,14 @@ class Connection:
         self._channel = channel
         self._handshake = Handshake()
         self._session: Session | None = None
-        self._lanes: dict[str, _Lane] = {}
+        self._lanes: dict[Hashable, _Lane] = {}
         self._open_requests = 0
         self._open_bytes = 0
         self._scope = trio.CancelScope()
         self._requests: trio.Nursery | None = None
         self._challenged = False
         self._leaving = False
+        self._is_operator = False
         self.violated = False
         """Whether the peer broke the protocol and was sent away for it."""
         # What the peer is told if nothing else ends the connection first.
@@ -85,9 +87,25 @@ class Connection:
             )
         return session
 
-    async def open_session(self, resume: str | None) -> Session:
-        self._session = await self.supervisor.open_session(self, resume)
+    async def open_session(self, params: InitializeParams) -> Session:
+        self._session = await self.supervisor.open_session(self, params)
         return self._session
+
+    def require_operator(self) -> None:
+        if not self._is_operator:
+            uid = self._channel.peer_uid()
+            # Root could do all of it without us.
+            if uid not in (os.geteuid(), 0):
+                who = "a user that this machine cannot tell" if uid is None else f"user {uid}"
+                raise RpcError(
+                    ErrorCode.NOT_ALLOWED,
+                    f"only the user that the daemon runs as ({os.geteuid()}) may do this, and this "
+                    f"connection comes from {who}; connect as that user from the same machine",
+                )
+            self._is_operator = True
+
+    def dismiss(self, reason: str) -> None:
+        self._end(CloseCode.GOING_AWAY, reason)
 
     async def run(self) -> None:
         """Serve the peer until it leaves, breaks the protocol or must be taken for gone; then close."""
@@ -278,7 +296,7 @@ class Connection:
         await self._finish(request, outcome)
         self._close_request(request)
 
-    async def _run_lane(self, name: str, request: Request, outcome: Awaitable[Message]) -> None:
+    async def _run_lane(self, name: Hashable, request: Request, outcome: Awaitable[Message]) -> None:
         """Finish the request that holds the lane, then those that came behind it, in order."""
         lane = self._lanes[name]
         await self._finish_one(request, outcome)

@@ -103,6 +103,23 @@ class EventOrder:
             self._publish(following)
         return True
 
+    def begin_at(self, snapshot: Snapshot) -> None:
+        """Leave out what is not retained any more, for a process that is followed from late in its life on.
+
+        Args:
+            snapshot: of all that is retained; `catch_up` takes it next.
+        """
+        assert self.last == 0, "it has published something already"
+        target = snapshot.next_seq - 1
+        used = len(snapshot.chunks) + snapshot.closed
+        first = snapshot.chunks[0].seq if snapshot.chunks else snapshot.next_seq - snapshot.closed
+        # An exit has a number too, though it is not told: it lies in a hole, or came before all that is left.
+        if snapshot.exit_code is not None and target - first + 1 == used:
+            first -= 1
+        self.last = first - 1
+        for seq in [seq for seq in self._early if seq < first]:
+            self._early_bytes -= _size_of(self._early.pop(seq))
+
     def catch_up(self, snapshot: Snapshot) -> bool:
         """Take what was missed without a connection; return whether anything was published by it.
 

@@ -6,7 +6,7 @@ needs from its `Peer` and never sees a connection.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,9 +24,20 @@ from tsupervise_protocol.messages import (
     ListResult,
     Message,
     NoParams,
+    OperatorCloseStdinParams,
+    OperatorListResult,
+    OperatorReadParams,
+    OperatorResizeParams,
+    OperatorSignalParams,
+    OperatorTerminateParams,
+    OperatorWaitParams,
+    OperatorWriteParams,
     ReadParams,
+    ReadRange,
     ReadResult,
     ResizeParams,
+    SessionEndParams,
+    SessionKeepParams,
     SignalParams,
     StartParams,
     StartResult,
@@ -61,8 +72,16 @@ class Peer(Protocol):
         """
         ...
 
-    async def open_session(self, resume: str | None) -> Session:
+    async def open_session(self, params: InitializeParams) -> Session:
         """Hold a new session, or the one named."""
+        ...
+
+    def require_operator(self) -> None:
+        """See that the peer is the user that the daemon runs as, or root.
+
+        Raises:
+            RpcError: NOT_ALLOWED, it is somebody else or cannot be told.
+        """
         ...
 
 
@@ -83,7 +102,7 @@ class Row:
     """
 
     handler: Callable[[Peer, Any], Outcome]
-    lane: Callable[[Any], str] | None = None
+    lane: Callable[[Any], Hashable] | None = None
     overtakes: frozenset[str] = frozenset()
     holds_lane: bool = True
     inline: bool = False
@@ -91,7 +110,7 @@ class Row:
 
 def _initialize(peer: Peer, params: InitializeParams) -> Outcome:
     async def initialize() -> Message:
-        session = await peer.open_session(params.resume_session_id)
+        session = await peer.open_session(params)
         return InitializeResult(session_id=session.session_id, environment_info=peer.supervisor.environment)
 
     return initialize()
@@ -175,18 +194,25 @@ def _find(peer: Peer, process_id: str) -> Process:
 
 
 def _read(peer: Peer, params: ReadParams) -> Outcome:
-    process = _find(peer, params.process_id)
+    return _read_from(peer, _find(peer, params.process_id), params)
+
+
+def _read_from(peer: Peer, process: Process, params: ReadRange) -> Outcome:
     if process.state is State.STARTING:
-        raise RpcError(ErrorCode.INVALID_REQUEST, f"process id {params.process_id} is starting")
+        raise RpcError(ErrorCode.INVALID_REQUEST, f"process id {process.process_id} is starting")
     if peer.outbox.has_reply_room and (process.has_news(params) or not params.wait_ms):
         return process.read(params)
     return _read_later(peer, process, params)
 
 
-async def _read_later(peer: Peer, process: Process, params: ReadParams) -> ReadResult:
+async def _read_later(peer: Peer, process: Process, params: ReadRange) -> ReadResult:
     with trio.move_on_after((params.wait_ms or 0) / 1000):
         while not process.has_news(params):
             await process.wait_changed()
+    if process.state is State.GONE:
+        raise RpcError(
+            ErrorCode.INVALID_REQUEST, f"process {process.process_id} has been forgotten meanwhile"
+        )
     # A large answer is made only when there is room for it, so that parked reads take no memory.
     await peer.outbox.wait_for_reply_room()
     _ = peer.session  # it may have been resumed by another connection meanwhile
@@ -194,13 +220,18 @@ async def _read_later(peer: Peer, process: Process, params: ReadParams) -> ReadR
 
 
 def _write(peer: Peer, params: WriteParams) -> Outcome:
+    return _write_to(lambda: peer.session.find(params.process_id), params)
+
+
+def _write_to(find: Callable[[], Process | None], params: WriteParams | OperatorWriteParams) -> Outcome:
+    # What is wrong with the request itself comes before whom it is for.
     if not params.write_id:
         raise RpcError(ErrorCode.INVALID_PARAMS, "writeId must not be empty")
     try:
         data = decode_base64(params.chunk)
     except ValueError as error:
         raise RpcError(ErrorCode.INVALID_PARAMS, f"chunk: {error}") from None
-    process = peer.session.find(params.process_id)
+    process = find()
     if process is None:
         return WriteResult(status="unknownProcess")
     if process.state is State.STARTING:
@@ -219,7 +250,10 @@ async def _write_later(process: Process, write_id: str, data: bytes) -> WriteRes
 
 
 def _close_stdin(peer: Peer, params: CloseStdinParams) -> WriteResult:
-    process = peer.session.find(params.process_id)
+    return _close_stdin_of(peer.session.find(params.process_id))
+
+
+def _close_stdin_of(process: Process | None) -> WriteResult:
     if process is None:
         return WriteResult(status="unknownProcess")
     if process.state is State.STARTING:
@@ -248,8 +282,100 @@ def _list(peer: Peer, params: NoParams) -> ListResult:
     return ListResult(processes=[process.entry() for process in peer.session.processes])
 
 
-def _by_process(params: Any) -> str:
+# --- the own session, and the operator's methods ---------------------------------------------------------
+
+
+def _keep_session(peer: Peer, params: SessionKeepParams) -> EmptyResult:
+    peer.require_operator()
+    peer.session.kept = params.kept
+    return EmptyResult()
+
+
+def _end_session(peer: Peer, params: SessionEndParams) -> Outcome:
+    if params.session_id is None or params.session_id == peer.session.session_id:
+        return _end(peer.session, "")
+    peer.require_operator()
+    session = peer.supervisor.find_session(params.session_id)
+    return _end(session, f"session {session.session_id} was ended by an operator")
+
+
+async def _end(session: Session, farewell: str) -> EmptyResult:
+    await session.end(farewell)
+    return EmptyResult()
+
+
+def _operator_status(peer: Peer, params: NoParams) -> Message:
+    peer.require_operator()
+    return peer.supervisor.status()
+
+
+def _operator_list(peer: Peer, params: NoParams) -> Message:
+    peer.require_operator()
+    return OperatorListResult(processes=peer.supervisor.entries())
+
+
+def _find_anywhere(peer: Peer, uid: str) -> Process:
+    peer.require_operator()
+    return peer.supervisor.find_process(uid)
+
+
+def _operator_wait(peer: Peer, params: OperatorWaitParams) -> Outcome:
+    process = _find_anywhere(peer, params.uid)
+    states = _OVER[params.until]
+    if process.state in states or not params.wait_ms:
+        return peer.supervisor.entry(params.uid)
+
+    async def wait() -> Message:
+        with trio.move_on_after(params.wait_ms / 1000):
+            while process.state not in states:
+                await process.wait_changed()
+        return peer.supervisor.entry(params.uid)
+
+    return wait()
+
+
+_OVER: dict[str, tuple[State, ...]] = {
+    "exited": (State.EXITED, State.CLOSED, State.GONE),
+    "closed": (State.CLOSED, State.GONE),
+}
+
+
+def _operator_read(peer: Peer, params: OperatorReadParams) -> Outcome:
+    return _read_from(peer, _find_anywhere(peer, params.uid), params)
+
+
+def _operator_write(peer: Peer, params: OperatorWriteParams) -> Outcome:
+    return _write_to(lambda: _find_anywhere(peer, params.uid), params)
+
+
+def _operator_close_stdin(peer: Peer, params: OperatorCloseStdinParams) -> WriteResult:
+    return _close_stdin_of(_find_anywhere(peer, params.uid))
+
+
+def _operator_signal(peer: Peer, params: OperatorSignalParams) -> EmptyResult:
+    _find_anywhere(peer, params.uid).signal(params.signal)
+    return EmptyResult()
+
+
+def _operator_terminate(peer: Peer, params: OperatorTerminateParams) -> TerminateResult:
+    return TerminateResult(running=_find_anywhere(peer, params.uid).terminate())
+
+
+def _operator_resize(peer: Peer, params: OperatorResizeParams) -> EmptyResult:
+    _find_anywhere(peer, params.uid).resize(params.rows, params.cols)
+    return EmptyResult()
+
+
+def _by_process(params: Any) -> Hashable:
     return params.process_id
+
+
+def _by_uid(params: Any) -> Hashable:
+    return "uid", params.uid
+
+
+def _by_session(params: Any) -> Hashable:
+    return "session", params.session_id
 
 
 # Reads wait for a start, so that a client may send both at once; a write that waits for its process to take
@@ -271,4 +397,25 @@ ROWS: dict[str, Row] = {
     "process/terminate": Row(_terminate),
     "process/resize": Row(_resize),
     "process/list": Row(_list),
+    "session/keep": Row(_keep_session),
+    "session/end": Row(_end_session, lane=_by_session, holds_lane=False),
+    "operator/status": Row(_operator_status),
+    "operator/list": Row(_operator_list),
+    "operator/wait": Row(
+        _operator_wait,
+        lane=_by_uid,
+        overtakes=frozenset({"operator/write", "operator/closeStdin"}),
+        holds_lane=False,
+    ),
+    "operator/read": Row(
+        _operator_read,
+        lane=_by_uid,
+        overtakes=frozenset({"operator/write", "operator/closeStdin"}),
+        holds_lane=False,
+    ),
+    "operator/write": Row(_operator_write, lane=_by_uid),
+    "operator/closeStdin": Row(_operator_close_stdin, lane=_by_uid),
+    "operator/signal": Row(_operator_signal),
+    "operator/terminate": Row(_operator_terminate),
+    "operator/resize": Row(_operator_resize),
 }

@@ -20,7 +20,7 @@ from tsupervise_protocol.messages import (
     OutputChunk,
     ProcessEntry,
     ProcessState,
-    ReadParams,
+    ReadRange,
     ReadResult,
     SignalName,
     StartParams,
@@ -106,6 +106,11 @@ class Process:
     @property
     def state(self) -> State:
         return self.lifecycle.state
+
+    @property
+    def state_name(self) -> ProcessState:
+        """The state in the words of the protocol."""
+        return _STATE_NAMES[self.state]
 
     # --- its life --------------------------------------------------------------------------------
 
@@ -225,11 +230,15 @@ class Process:
 
     # --- requests --------------------------------------------------------------------------------
 
-    def has_news(self, params: ReadParams) -> bool:
+    def has_news(self, params: ReadRange) -> bool:
         """Whether there is something above the reader's `after_seq`, or never will be."""
-        return self.log.closed is not None or self.log.last_seq > (params.after_seq or 0)
+        return (
+            self.log.closed is not None
+            or self.log.last_seq > (params.after_seq or 0)
+            or self.state is State.GONE
+        )
 
-    def read(self, params: ReadParams) -> ReadResult:
+    def read(self, params: ReadRange) -> ReadResult:
         """What a reader gets now."""
         after = params.after_seq or 0
         chunks, next_seq = self.log.page(after, params.max_bytes)
@@ -247,6 +256,8 @@ class Process:
             first_seq=self.log.first_retained_seq,
             truncated=self.log.lost_after(after),
             term_signal=UNSET if term_signal is None else term_signal,
+            exit_seq=exit_event.seq if exit_event else UNSET,
+            closed_seq=self.log.closed.seq if self.log.closed else UNSET,
         )
 
     async def wait_changed(self) -> None:
@@ -404,7 +415,7 @@ class Process:
         return ProcessEntry(
             process_id=self.process_id,
             uid=self.uid,
-            state=_STATE_NAMES[self.state],
+            state=self.state_name,
             argv=self.params.argv,
             cwd=self.params.cwd,
             tty=self.params.tty,

@@ -25,6 +25,9 @@ class ProcessTable:
     def __contains__(self, process_id: str) -> bool:
         return process_id in self._by_id
 
+    def get(self, process_id: str) -> RemoteProcess | None:
+        return self._by_id.get(process_id)
+
     def add(self, process: RemoteProcess) -> None:
         assert process.process_id not in self._by_id, "an id that is taken is refused before"
         self._by_id[process.process_id] = process

@@ -11,12 +11,12 @@ import math
 import signal
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from contextlib import suppress
-from typing import Protocol
 
 import trio
 
 from tsupervise_protocol.messages import SignalName
 
+from ._process_handle import ProcessHandle
 from ._terminal import (
     STDERR,
     STDOUT,
@@ -50,18 +50,6 @@ OUTAGE_S = 2.0
 """A connection that comes back sooner is not worth a word."""
 
 EOF_KEY = b"\x04"
-
-
-class Steered(Protocol):
-    """What is asked of a process here, whether it is of our own session or another's."""
-
-    @property
-    def exit_code(self) -> int | None: ...
-    async def write(self, data: bytes) -> None: ...
-    async def close_stdin(self) -> None: ...
-    async def signal(self, name: SignalName) -> None: ...
-    async def terminate(self) -> bool: ...
-    async def resize(self, rows: int, cols: int) -> None: ...
 
 
 async def complain(text: str) -> None:
@@ -113,7 +101,7 @@ async def print_events(events: AsyncIterable[Event], *, drain_s: float = math.in
 # --- to the process ----------------------------------------------------------------------------------
 
 
-async def feed_pipe(process: Steered) -> None:
+async def feed_pipe(process: ProcessHandle) -> None:
     """Pass stdin on to a process on pipes, and its end."""
     with suppress(TsuperviseError):
         while data := await read_stdin():
@@ -124,7 +112,7 @@ async def feed_pipe(process: Steered) -> None:
             await complain(f"the command does not see the end of its input: {error}")
 
 
-async def feed_terminal(process: Steered) -> None:
+async def feed_terminal(process: ProcessHandle) -> None:
     """Type what comes from stdin, which is no terminal itself, into the terminal of a process."""
     at_line_start = True
     with suppress(TsuperviseError):
@@ -152,7 +140,7 @@ class Keyboard:
         self._is_over = False
         self._changed = trio.lowlevel.ParkingLot()
 
-    async def pass_on(self, process: Steered) -> bool:
+    async def pass_on(self, process: ProcessHandle) -> bool:
         """Pass on what is typed until the input ends or the keys to leave are pressed; return whether those were.
 
         A terminal may go on after the end of its input, and then this may be called again.
@@ -178,7 +166,7 @@ class Keyboard:
         self._changed.unpark_all()
         return leaves
 
-    async def _write(self, process: Steered) -> None:
+    async def _write(self, process: ProcessHandle) -> None:
         while self._typed or not self._is_over:
             if not self._typed:
                 await self._changed.park()
@@ -196,7 +184,7 @@ class Keyboard:
                 pass
 
 
-async def follow_size(process: Steered, terminal: HeldTerminal) -> None:
+async def follow_size(process: ProcessHandle, terminal: HeldTerminal) -> None:
     """Give a process's terminal the size of ours whenever that changes."""
     with trio.open_signal_receiver(signal.SIGWINCH, signal.SIGCONT) as signals:
         async for number in signals:
@@ -205,7 +193,7 @@ async def follow_size(process: Steered, terminal: HeldTerminal) -> None:
             await send_size(process)
 
 
-async def send_size(process: Steered) -> None:
+async def send_size(process: ProcessHandle) -> None:
     """Give a process's terminal the size of ours."""
     if (size := terminal_size()) is not None:
         with suppress(TsuperviseError):
@@ -225,7 +213,7 @@ class SignalRelay:
         self._passed_on = passed_on
         self._scope = scope
         self._unanswered = 0
-        self.process: Steered | None = None
+        self.process: ProcessHandle | None = None
         """Set once there is one."""
         self.stopped_by = 0
         """The signal that has stopped this program."""
@@ -255,7 +243,7 @@ class SignalRelay:
         self.stopped_by = number
         self._scope.cancel()
 
-    async def _send(self, process: Steered, name: SignalName) -> None:
+    async def _send(self, process: ProcessHandle, name: SignalName) -> None:
         self._unanswered += 1
         with suppress(TsuperviseError):
             try:

@@ -1,4 +1,4 @@
-"""One process of a client: what it can be told to do, and its events for any number of readers.
+"""A process of the own session: its events come by themselves, for any number of readers.
 
 Events that arrive are put in order and kept for a while (`_event_order`); the receiving task never waits
 for a reader. A reader brings its position and takes what follows it, and if that is kept no more, it asks
@@ -9,15 +9,12 @@ process catches up before anything new is published.
 from __future__ import annotations
 
 import logging
-from collections import deque
 from contextlib import suppress
 from dataclasses import replace
-from itertools import count
 from typing import TYPE_CHECKING
 
 import trio
 
-from tsupervise_protocol.base64_text import decode_base64, encode_base64_str
 from tsupervise_protocol.errors import ErrorCode, MalformedMessage
 from tsupervise_protocol.messages import (
     UNSET,
@@ -33,12 +30,12 @@ from tsupervise_protocol.messages import (
 )
 
 from ._event_order import MAX_BYTES, MAX_EVENTS, EventOrder, EventOverflow, Snapshot
+from ._process_handle import ProcessHandle, chunks_of
 from .errors import (
     ConnectionLost,
     OutcomeUnknown,
     ProcessFailed,
     ServerRefused,
-    StdinClosed,
     TsuperviseError,
 )
 from .events import Closed, Event, Exited, Output
@@ -48,41 +45,27 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-WRITE_BYTES = 65536
-"""The largest piece of one `process/write`: the capacity of a pipe."""
-
 END_S = 5.0
 """How long the end of a process may take at the end of its block, before the caller goes on without it."""
 
-_REFUSED_WRITES: dict[WriteStatus, str] = {
-    "stdinClosed": "it has ended, or its stdin is closed or /dev/null; start it with pipe_stdin or tty",
-    "unknownProcess": "the server does not know it any more",
-    "starting": "it is starting still",
-}
 
+class RemoteProcess(ProcessHandle):
+    """A process of the own session, whose events the server pushes.
 
-class RemoteProcess:
-    """A process at the server. Made by `Client.start` and `Client.open_process`.
-
-    Every method raises ConnectionLost once the connection is gone for good, and ServerRefused if the
-    server answers with an error. While the connection is being recovered, all of them wait. Those that
-    tell the process something raise OutcomeUnknown if the connection went before they were answered;
-    not so `write` and `close_stdin`, which are repeated and take effect once.
+    Args:
+        lossless: whether receiving stops while a reader is too slow, see `Client.start`.
+        write_id_prefix: as for `ProcessHandle`; "" for the one handle of a process that it has started.
     """
 
-    def __init__(self, client: Client, process_id: str, *, lossless: bool) -> None:
-        self.process_id = process_id
+    def __init__(
+        self, client: Client, process_id: str, *, lossless: bool = False, write_id_prefix: str = ""
+    ) -> None:
+        super().__init__(client, process_id, None, write_id_prefix)
         self.is_confirmed = False
         """Whether the server has said that it was started."""
-        self.uid: str | None = None
-        """The daemon-unique name of this process, where the server gives one."""
-        self._client = client
         self._order = EventOrder()
         self._failure: str | None = None
         self._changed = trio.lowlevel.ParkingLot()
-        # The order of calls is the order of bytes: one write at a time, in the order of asking.
-        self._stdin = trio.StrictFIFOLock()
-        self._write_ids = count(1)
         self._lossless = lossless
         self._read_seq = 0
         if lossless:
@@ -93,33 +76,9 @@ class RemoteProcess:
         self._asking_for_denial = trio.Lock()
         self._whole_exit: Exited | None = None
 
-    def __repr__(self) -> str:
-        return f"<RemoteProcess {self.process_id!r}>"
-
     # --- what a process does -------------------------------------------------------------------------
 
-    def events(self, *, after_seq: int = 0) -> EventStream:
-        """Iterate over the events of this process, numbered without holes, until it is closed.
-
-        Each iteration has a position of its own, and starts with what was retained from before it. One
-        that is too slow is told by `Lost` what it has missed, unless the process is `lossless`.
-
-        Args:
-            after_seq: start after the event of this number.
-
-        Raises:
-            ProcessFailed: while iterating: the events cannot be followed any more.
-        """
-        return EventStream(self, after_seq)
-
     async def wait(self) -> int:
-        """Wait until the process has ended and return its exit code, 128 + n after signal n.
-
-        Output may still come; `wait_closed` waits for that, too.
-
-        Raises:
-            ProcessFailed: its events cannot be followed any more.
-        """
         await trio.lowlevel.checkpoint()
         while self._order.exited is None:
             if self._order.closed:
@@ -129,13 +88,6 @@ class RemoteProcess:
         return self._order.exited.exit_code
 
     async def wait_closed(self) -> None:
-        """Wait until the process has ended and all of its output has arrived.
-
-        It may take longer than `wait` by as long as a descendant lives that holds the output open.
-
-        Raises:
-            ProcessFailed: its events cannot be followed any more.
-        """
         await trio.lowlevel.checkpoint()
         while not self._order.closed:
             self._raise_if_over()
@@ -143,7 +95,6 @@ class RemoteProcess:
 
     @property
     def exit_code(self) -> int | None:
-        """The exit code once the process is known to have ended."""
         return None if self._order.exited is None else self._order.exited.exit_code
 
     @property
@@ -154,13 +105,6 @@ class RemoteProcess:
     async def read(
         self, after_seq: int | None = None, max_bytes: int | None = None, wait_ms: int | None = None
     ) -> ReadResult:
-        """Ask the server for retained output and the state of the process, see `process/read`.
-
-        Args:
-            after_seq: only chunks with higher numbers.
-            max_bytes: how much output at most, though always at least one chunk if there is one.
-            wait_ms: how long the server waits for news if there are none, in milliseconds.
-        """
         return await self._client.call(
             "process/read",
             ReadParams(process_id=self.process_id, after_seq=after_seq, max_bytes=max_bytes, wait_ms=wait_ms),
@@ -168,82 +112,22 @@ class RemoteProcess:
 
     # --- what a process is told ----------------------------------------------------------------------
 
-    async def write(self, data: bytes) -> None:
-        """Write to the process's stdin or terminal; return when the server has taken all of it.
-
-        It waits while the server's queue for this process is full. If it is cancelled, a part may have
-        been written. Writes of several tasks do not mix.
-
-        Raises:
-            StdinClosed: the process takes no input, or none any more.
-        """
-        async with self._stdin:
-            view = memoryview(data)
-            for start in range(0, len(view), WRITE_BYTES):
-                result = await self._client.call(
-                    "process/write",
-                    WriteParams(
-                        process_id=self.process_id,
-                        chunk=encode_base64_str(bytes(view[start : start + WRITE_BYTES])),
-                        write_id=str(next(self._write_ids)),
-                    ),
-                )
-                self._check_write(result.status)
-
-    async def close_stdin(self) -> None:
-        """Let the process see the end of its input, after all that was written before.
-
-        Raises:
-            NotSupported: the server has no `process/closeStdin`.
-            StdinClosed: it takes no input, or none any more.
-        """
-        self._client.require("tsuperviseCloseStdin", "close the stdin of a process")
-        params = CloseStdinParams(process_id=self.process_id)
-        was_asked = False
-        async with self._stdin:
-            while True:
-                try:
-                    status = (await self._client.call("process/closeStdin", params)).status
-                except OutcomeUnknown:
-                    was_asked = True
-                else:
-                    break
-        # Closed already is what a question that lost its answer to a disconnect has brought about.
-        if not (was_asked and status == "stdinClosed"):
-            self._check_write(status)
-
-    def _check_write(self, status: WriteStatus) -> None:
-        if status != "accepted":
-            raise StdinClosed(self.process_id, _REFUSED_WRITES[status])
-
-    async def signal(self, name: SignalName) -> None:
-        """Send a signal to the process group, or on a terminal to the foreground group.
-
-        It has no effect on a process that has ended.
-
-        Raises:
-            NotSupported: the server knows no signal but `interrupt`.
-        """
-        if name != "interrupt":
-            self._client.require("tsuperviseSignals", f"send the signal {name!r}")
-        await self._client.call("process/signal", SignalParams(process_id=self.process_id, signal=name))
-
-    async def interrupt(self) -> None:
-        """Do what Ctrl-C does."""
-        await self.signal("interrupt")
-
     async def terminate(self) -> bool:
-        """Kill the process at once, and what belongs to it; return whether it was running."""
         params = TerminateParams(process_id=self.process_id)
         return (await self._client.call("process/terminate", params)).running
 
-    async def resize(self, rows: int, cols: int) -> None:
-        """Change the size of the process's terminal.
+    async def _send_write(self, chunk: str, write_id: str) -> WriteStatus:
+        params = WriteParams(process_id=self.process_id, chunk=chunk, write_id=write_id)
+        return (await self._client.call("process/write", params)).status
 
-        Raises:
-            NotSupported: the server has no `process/resize`.
-        """
-        self._client.require("tsuperviseResize", "resize a terminal")
+    async def _send_close_stdin(self) -> WriteStatus:
+        params = CloseStdinParams(process_id=self.process_id)
+        return (await self._client.call("process/closeStdin", params)).status
+
+    async def _send_signal(self, name: SignalName) -> None:
+        await self._client.call("process/signal", SignalParams(process_id=self.process_id, signal=name))
+
+    async def _send_resize(self, rows: int, cols: int) -> None:
         params = ResizeParams(process_id=self.process_id, rows=rows, cols=cols)
         await self._client.call("process/resize", params)
 
@@ -296,6 +180,11 @@ class RemoteProcess:
         self._is_missing = True
 
     @property
+    def is_missing(self) -> bool:
+        """Whether there may be events that have not arrived and will not by themselves."""
+        return self._is_missing
+
+    @property
     def can_catch_up(self) -> bool:
         """Whether it misses events and the server can be asked for them."""
         return self._is_missing and self.is_confirmed and self._failure is None and not self._order.closed
@@ -305,17 +194,33 @@ class RemoteProcess:
         self._has_dropped = False
         return ReadParams(process_id=self.process_id, after_seq=self._order.last, max_bytes=None, wait_ms=0)
 
+    def begin_at(self, answer: ReadResult) -> None:
+        """Follow a process that was started by somebody else, from what the server retains of it on.
+
+        Args:
+            answer: to the first `ask_for_missed`; `catch_up` takes it next.
+
+        Raises:
+            MalformedMessage: it cannot be read.
+        """
+        self._order.begin_at(self._snapshot(answer))
+
     def catch_up(self, answer: ReadResult) -> None:
         """Take what was missed. It goes on missing if it had no room for what arrived since it was asked.
 
         Raises:
             WindowLost, EventOverflow, MalformedMessage: as `EventOrder.catch_up`.
         """
+        if self._order.catch_up(self._snapshot(answer)):
+            self._changed.unpark_all()
+        self._is_missing = self._has_dropped
+
+    def _snapshot(self, answer: ReadResult) -> Snapshot:
         try:
-            chunks = _decoded(answer)
+            chunks = chunks_of(answer)
         except ValueError as error:
             raise MalformedMessage(f"process/read of {self.process_id!r}: {error}") from None
-        snapshot = Snapshot(
+        return Snapshot(
             chunks,
             answer.next_seq,
             (-1 if answer.exit_code is None else answer.exit_code) if answer.exited else None,
@@ -323,9 +228,6 @@ class RemoteProcess:
             None if answer.term_signal is UNSET else answer.term_signal,
             answer.sandbox_denied,
         )
-        if self._order.catch_up(snapshot):
-            self._changed.unpark_all()
-        self._is_missing = self._has_dropped
 
     def fail(self, reason: str) -> None:
         """End every stream of this process with ProcessFailed."""
@@ -363,7 +265,6 @@ class RemoteProcess:
         self._client.raise_if_lost()
 
     async def next_events(self, seq: int) -> list[Event]:
-        """Wait for what follows the event numbered `seq`: one event, or all that fills a hole."""
         while not self._order.has_hole_after(seq):
             event = self._order.after(seq)
             if event is not None:
@@ -372,6 +273,8 @@ class RemoteProcess:
                     self._order.read_seq = self._read_seq
                 self._room.unpark_all()
                 return [await self._with_denial(event)]
+            if self._order.closed:
+                return []
             self._raise_if_over()
             await self._changed.park()
         return await self._read_hole(seq)
@@ -385,7 +288,7 @@ class RemoteProcess:
             # Closed long ago, and forgotten.
             return self._order.fill_hole(seq, (), self._order.first)
         try:
-            chunks = _decoded(answer)
+            chunks = chunks_of(answer)
         except ValueError as error:
             self.fail(f"an answer to process/read is no use: {error}; terminate it")
             self._raise_if_over()
@@ -407,34 +310,3 @@ class RemoteProcess:
                     answer = answer or await self.read(after_seq=event.seq - 1, wait_ms=0)
                 self._whole_exit = replace(event, sandbox_denied=answer and answer.sandbox_denied)
         return self._whole_exit
-
-
-def _decoded(answer: ReadResult) -> list[Output]:
-    return [Output(chunk.seq, chunk.stream, decode_base64(chunk.chunk)) for chunk in answer.chunks]
-
-
-class EventStream:
-    """An iteration over the events of one process, see `RemoteProcess.events`. For one task at a time.
-
-    A class and not an async generator, so that it can be left at any point without a clean-up.
-    """
-
-    def __init__(self, process: RemoteProcess, seq: int) -> None:
-        self._process = process
-        self._seq = seq
-        self._ready: deque[Event] = deque()
-        self._closed = False
-
-    def __aiter__(self) -> EventStream:
-        return self
-
-    async def __anext__(self) -> Event:
-        await trio.lowlevel.checkpoint()
-        if not self._ready:
-            if self._closed:
-                raise StopAsyncIteration
-            events = await self._process.next_events(self._seq)
-            self._ready.extend(events)
-            self._seq = events[-1].seq
-            self._closed = isinstance(events[-1], Closed)
-        return self._ready.popleft()

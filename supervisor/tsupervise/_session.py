@@ -32,6 +32,10 @@ SURVIVOR_CHECK_S = 1.0
 process numbers."""
 
 
+END_S = 2.0
+"""How long the processes of a session that is ended may take to be closed, in seconds; then it ends without."""
+
+
 class Holder(Protocol):
     """The connection that holds a session."""
 
@@ -40,6 +44,14 @@ class Holder(Protocol):
     def challenge(self) -> None:
         """Somebody else wants the session: find out whether the peer is still there, and leave if not."""
         ...
+
+    def dismiss(self, reason: str) -> None:
+        """The session has ended: tell the peer why, and leave."""
+        ...
+
+
+ProcessIndex = dict[str, tuple["Session", Process]]
+"""All processes of all sessions by uid."""
 
 
 class Session:
@@ -50,18 +62,31 @@ class Session:
         settings: times and bounds.
         spawner: starts children.
         retained: the daemon's account of retained output.
+        index: the daemon's index of all processes; this session keeps its own part of it.
     """
 
     def __init__(
-        self, session_id: str, settings: Settings, spawner: Spawner, retained: RetainedTotal
+        self,
+        session_id: str,
+        settings: Settings,
+        spawner: Spawner,
+        retained: RetainedTotal,
+        index: ProcessIndex,
     ) -> None:
         self.session_id = session_id
+        self.client_name = ""
+        """What the client calls itself that holds it, or held it last."""
         self.holder: Holder | None = None
+        self.kept = False
+        """Whether it goes on without a holder until it is ended, or has nothing left to keep."""
+        self.over = trio.Event()
+        self._index = index
         self._settings = settings
         self._spawner = spawner
         self._retained = retained
         self._processes: dict[str, Process] = {}
         self._nursery: trio.Nursery | None = None
+        self._ending = False
         self._ended = False
         self._expires_at = inf
         self._closed: deque[tuple[float, Process]] = deque()
@@ -89,6 +114,7 @@ class Session:
             self.kill_all()
             for process in list(self._processes.values()):
                 self._forget(process)
+            self.over.set()
             log.info("session %s ended", self.session_id)
 
     async def _keep_time(self) -> None:
@@ -98,6 +124,8 @@ class Session:
                 self._forget(self._closed.popleft()[1])
             # Looked at often: once a group is empty, the kernel may give its number to somebody else.
             self._survivors = [group for group in self._survivors if not group.is_empty()]
+            if self.kept and self.holder is None and self._expires_at == inf and self._is_empty:
+                self._let_time_run()
             look_at = trio.current_time() + SURVIVOR_CHECK_S if self._survivors else inf
             forget_at = self._closed[0][0] if self._closed else inf
             with trio.move_on_at(min(look_at, forget_at, self._expires_at)):
@@ -113,7 +141,7 @@ class Session:
     @property
     def ended(self) -> bool:
         """Whether it can be resumed no more, even if the sweeping is not over."""
-        return self._ended or trio.current_time() >= self._expires_at
+        return self._ending or self._ended or trio.current_time() >= self._expires_at
 
     # --- who holds it ----------------------------------------------------------------------------
 
@@ -132,8 +160,36 @@ class Session:
         self.holder = None
         for process in self._processes.values():
             process.detach()
-        self._expires_at = trio.current_time() + self._settings.detached_ttl_s
+        self._let_time_run()
+
+    @property
+    def _is_empty(self) -> bool:
+        return not self._processes and not self._survivors
+
+    def _let_time_run(self) -> None:
+        """Without a holder it ends after a time; a kept one only once it has nothing left."""
+        kept = self.kept and not self._is_empty
+        self._expires_at = inf if kept else trio.current_time() + self._settings.detached_ttl_s
         self._times_changed.unpark_all()
+
+    async def end(self, farewell: str) -> None:
+        """End it now: kill every process, let the holder hear of each, then forget them all.
+
+        Args:
+            farewell: with this reason the holder is sent away at the end; "" for not at all.
+        """
+        self._ending = True
+        for process in list(self._processes.values()):
+            process.terminate()
+        with trio.move_on_after(END_S):
+            for process in list(self._processes.values()):
+                while process.state not in (State.CLOSED, State.GONE):
+                    await process.wait_changed()
+        self._expires_at = -inf
+        self._times_changed.unpark_all()
+        await self.over.wait()
+        if self.holder is not None and farewell:
+            self.holder.dismiss(farewell)
 
     # --- its processes ---------------------------------------------------------------------------
 
@@ -145,13 +201,13 @@ class Session:
         Raises:
             RpcError: the id is taken, the start was cancelled by a terminate, or the system refused.
         """
-        if self._ended:
-            raise RpcError(ErrorCode.INVALID_REQUEST, f"session {self.session_id} has ended")
+        self._raise_if_ended()
         if params.process_id in self._processes:
             raise RpcError(ErrorCode.INVALID_REQUEST, f"process {params.process_id} already exists")
         event_log = EventLog(self._settings.retained_bytes)
         process = Process(params, uid, event_log, self._retained, self._settings.retained_bytes // 2)
         self._processes[params.process_id] = process
+        self._index[uid] = self, process
         try:
             child = self._spawner(request)
         except BaseException:
@@ -177,14 +233,17 @@ class Session:
 
     def _own(self, process: Process, child: Child) -> Process:
         # Without an await: a child that exists has an owner.
-        if self._ended:
-            raise RpcError(ErrorCode.INVALID_REQUEST, f"session {self.session_id} has ended")
+        self._raise_if_ended()
         assert self._nursery is not None, "a session is opened when its nursery is"
         process.spawned(child)
         if self.holder is not None:
             process.attach(self.holder.outbox)
         self._nursery.start_soon(self._run_process, process, name=f"process {process.uid}")
         return process
+
+    def _raise_if_ended(self) -> None:
+        if self._ended or self._ending:
+            raise RpcError(ErrorCode.INVALID_REQUEST, f"session {self.session_id} has ended")
 
     async def _run_process(self, process: Process) -> None:
         try:
@@ -205,6 +264,7 @@ class Session:
         # Only this very process: its id may have been taken by a newer one.
         if self._processes.get(process.process_id) is process:
             del self._processes[process.process_id]
+        self._index.pop(process.uid, None)
         if process.state is State.GONE:
             return
         process.forget()

@@ -32,6 +32,10 @@ class StdioChannel:
         self._ended = False
         self._kept: Sequence[bytes] = ()
 
+    def peer_uid(self) -> int | None:
+        """Who started this process holds the other ends of its pipes."""
+        return os.geteuid()
+
     def set_waker(self, wake: Callable[[], None]) -> None:
         """It never has anything of its own to send."""
 

@@ -33,6 +33,7 @@ class WebSocketChannel:
         leftover: bytes that came behind the upgrade request.
         try_send: sends what the stream takes without waiting, and returns how many bytes that was.
         unread: how many bytes of the peer the stream holds that have not been received.
+        peer_uid: tells which user is at the other end, None for unknown.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class WebSocketChannel:
         leftover: bytes = b"",
         try_send: Callable[[bytes], int] = lambda _: 0,
         unread: Callable[[], int] = lambda: 0,
+        peer_uid: Callable[[], int | None] = lambda: None,
     ) -> None:
         self.label = f"websocket JSON-RPC message from exec-server websocket {peer}"
         self._stream = stream
@@ -50,6 +52,7 @@ class WebSocketChannel:
         self._try_send = try_send
         self._unsent = b""
         self._unread = unread
+        self.peer_uid = peer_uid
         self._reads = 0
         self._heard = trio.lowlevel.ParkingLot()
         self._peer_has_ended = False

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypedDict, Unpack, cast, overload
 import trio
 from msgspec import UNSET
 
+from tsupervise_protocol.errors import ErrorCode, MalformedMessage
 from tsupervise_protocol.messages import (
     METHODS,
     CloseStdinParams,
@@ -30,10 +31,22 @@ from tsupervise_protocol.messages import (
     ListResult,
     Message,
     NoParams,
+    OperatorCloseStdinParams,
+    OperatorEntry,
+    OperatorListResult,
+    OperatorReadParams,
+    OperatorResizeParams,
+    OperatorSignalParams,
+    OperatorStatusResult,
+    OperatorTerminateParams,
+    OperatorWaitParams,
+    OperatorWriteParams,
     PtySize,
     ReadParams,
     ReadResult,
     ResizeParams,
+    SessionEndParams,
+    SessionKeepParams,
     SignalParams,
     StartParams,
     StartResult,
@@ -47,21 +60,38 @@ from tsupervise_protocol.path_uri import file_uri
 from ._background import open_background
 from ._calls import Pending
 from ._channel import ClientChannel
+from ._event_order import EventOverflow, WindowLost
 from ._lifeline import ChannelOpener, Lifeline
 from ._link import Link
+from ._observed_process import ObservedProcess, entry_named
+from ._process_handle import ProcessHandle
 from ._process_table import ProcessTable
 from ._recovery import RECOVERY_S
 from ._remote_process import RemoteProcess
 from ._websocket_client import open_websocket_channel
-from .errors import ConnectionLost, NotSupported, OutcomeUnknown, TooManyCalls
+from .errors import (
+    ConnectionLost,
+    NoSuchProcess,
+    NotSupported,
+    OutcomeUnknown,
+    ProcessFailed,
+    ServerRefused,
+    TooManyCalls,
+)
 
 MAX_CALLS = 1024
 """Calls that may be open at once. One more is kept for `process/terminate`, so that a program that has
 used up all others can still stop what it has started."""
 
-REPEATED = frozenset({"process/read", "process/write"})
-"""What is asked again after a disconnect: a read changes nothing, and a write carries an id by which the
-server knows the second one. Whatever else was sent and not answered is not known to have happened."""
+REPEATED = frozenset(
+    {
+        *("process/read", "process/write", "operator/read", "operator/write"),
+        *("operator/wait", "operator/list", "operator/status", "session/keep"),
+    }
+)
+"""What is asked again after a disconnect: a read changes nothing, a write carries an id by which the server
+knows the second one, and keeping a session twice is keeping it. Whatever else was sent and not answered is
+not known to have happened."""
 
 INHERIT_ALL = EnvPolicy(inherit="all", ignore_default_excludes=True, exclude=[], set={}, include_only=[])
 """The whole environment of the server."""
@@ -133,6 +163,32 @@ class Client:
     async def call(self, method: Literal["process/resize"], params: ResizeParams) -> EmptyResult: ...
     @overload
     async def call(self, method: Literal["process/closeStdin"], params: CloseStdinParams) -> WriteResult: ...
+    @overload
+    async def call(self, method: Literal["session/keep"], params: SessionKeepParams) -> EmptyResult: ...
+    @overload
+    async def call(self, method: Literal["session/end"], params: SessionEndParams) -> EmptyResult: ...
+    @overload
+    async def call(self, method: Literal["operator/status"]) -> OperatorStatusResult: ...
+    @overload
+    async def call(self, method: Literal["operator/list"]) -> OperatorListResult: ...
+    @overload
+    async def call(self, method: Literal["operator/wait"], params: OperatorWaitParams) -> OperatorEntry: ...
+    @overload
+    async def call(self, method: Literal["operator/read"], params: OperatorReadParams) -> ReadResult: ...
+    @overload
+    async def call(self, method: Literal["operator/write"], params: OperatorWriteParams) -> WriteResult: ...
+    @overload
+    async def call(self, method: Literal["operator/signal"], params: OperatorSignalParams) -> EmptyResult: ...
+    @overload
+    async def call(
+        self, method: Literal["operator/terminate"], params: OperatorTerminateParams
+    ) -> TerminateResult: ...
+    @overload
+    async def call(self, method: Literal["operator/resize"], params: OperatorResizeParams) -> EmptyResult: ...
+    @overload
+    async def call(
+        self, method: Literal["operator/closeStdin"], params: OperatorCloseStdinParams
+    ) -> WriteResult: ...
     @overload
     async def call(self, method: str, params: Message = ...) -> Message: ...
 
@@ -311,6 +367,102 @@ class Client:
             yield process
         finally:
             await process.end()
+
+    async def processes(self) -> list[OperatorEntry]:
+        """All processes of all sessions of the daemon, in order of their start.
+
+        Raises:
+            NotSupported: the server has no operator's methods.
+            ServerRefused: this user is not the one that the daemon runs as.
+        """
+        self.require("tsuperviseOperator", "list the processes of all sessions")
+        return (await self.call("operator/list")).processes
+
+    async def status(self) -> OperatorStatusResult:
+        """What the daemon is and holds.
+
+        Raises:
+            NotSupported, ServerRefused: as `processes`.
+        """
+        self.require("tsuperviseOperator", "tell its status")
+        return await self.call("operator/status")
+
+    async def attach(self, name: str) -> ProcessHandle:
+        """A handle of a process that runs already, or has ended and is retained.
+
+        Its events begin with what the daemon retains; nothing happens to the process when the handle is
+        left alone.
+
+        Args:
+            name: a process id, of this session or another one, or a uid. Of several with the same
+                process id the one that lives is meant, or else the newest.
+
+        Raises:
+            NoSuchProcess: no process is meant by that, or several that live.
+        """
+        try:
+            entry = entry_named(await self.processes(), name)
+        except (NotSupported, ServerRefused) as refusal:
+            if isinstance(refusal, ServerRefused) and refusal.code != ErrorCode.NOT_ALLOWED:
+                raise
+            # Then there is this session and nothing else.
+            return self._processes.get(name) or await self._attach_own(name)
+        if entry.session_id != self.session_id:
+            return ObservedProcess(self, entry)
+        process = self._processes.get(entry.process_id) or await self._attach_own(entry.process_id)
+        process.uid = entry.uid
+        return process
+
+    async def _attach_own(self, process_id: str) -> RemoteProcess:
+        # Another client may have written to it, in this session, and numbered its writes from 1.
+        process = RemoteProcess(self, process_id, write_id_prefix=f"{secrets.token_hex(8)}-")
+        process.begin_to_miss()
+        # What arrives from now on waits in it for what came before.
+        self._processes.add(process)
+        try:
+            answer = await self.call("process/read", process.ask_for_missed())
+            process.begin_at(answer)
+            process.catch_up(answer)
+            while process.is_missing:
+                process.catch_up(await self.call("process/read", process.ask_for_missed()))
+        except BaseException as error:
+            self._processes.forget(process)
+            if isinstance(error, ServerRefused) and error.code == ErrorCode.INVALID_REQUEST:
+                raise NoSuchProcess(process_id, error.message) from None
+            if isinstance(error, WindowLost | EventOverflow | MalformedMessage):
+                raise ProcessFailed(process_id, f"it cannot be followed: {error}") from None
+            raise
+        process.is_confirmed = True
+        if process.closed:
+            self._processes.forget(process)
+        return process
+
+    async def keep_session(self, kept: bool = True) -> None:
+        """Let the session and its processes outlive this connection until the session is ended.
+
+        A kept session that nobody is connected to ends by itself only when all of its processes have
+        been closed and forgotten.
+
+        Raises:
+            NotSupported: the server has no `session/keep`.
+            ServerRefused: this user is not the one that the daemon runs as.
+        """
+        self.require("tsuperviseSessions", "keep a session")
+        await self.call("session/keep", SessionKeepParams(kept=kept))
+
+    async def end_session(self, session_id: str | None = None) -> None:
+        """Kill all processes of a session and forget it; return when that is done.
+
+        Args:
+            session_id: None for the session of this client, which can start nothing any more then.
+
+        Raises:
+            NotSupported: the server has no `session/end`.
+            ServerRefused: there is no such session, or it is another one and this user is not the one
+                that the daemon runs as.
+        """
+        self.require("tsuperviseSessions", "end a session")
+        await self.call("session/end", SessionEndParams(session_id=session_id))
 
     async def _end_abandoned_start(self, link: Link, pending: Pending, process: RemoteProcess) -> None:
         """See a start to its end whose caller has gone, and then the process to its own."""

@@ -44,6 +44,19 @@ class ProcessFailed(TsuperviseError):
         self.process_id = process_id
 
 
+class NoSuchProcess(TsuperviseError):
+    """No process is meant by a name, or several are.
+
+    Args:
+        name: what was asked for.
+        reason: which of the two, and what there is.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"no process {name!r}: {reason}")
+        self.name = name
+
+
 class StdinClosed(TsuperviseError):
     """Bytes were written to a process that takes no input, or takes none any more.
 

@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import trio
 
@@ -17,6 +18,7 @@ from ._discovery import announced
 from ._http_door import HttpDoor, Respond, Upgrade
 from ._inherited import heeded
 from ._listen_address import ListenAddress, TcpAddress
+from ._peer_user import peer_uid
 from ._settings import Settings
 from ._socket_stream import EagerSocketStream
 from ._spawn import open_low_descriptors, what_is_lacking
@@ -135,7 +137,7 @@ async def _listen(address: TcpAddress) -> trio.SocketListener:
 
 async def _serve_listener(supervisor: Supervisor, listener: trio.SocketListener) -> None:
     host, port = listener.socket.getsockname()[:2]
-    url = f"ws://{_authority(host, port)}"
+    url = supervisor.listen = f"ws://{_authority(host, port)}"
 
     async def serve(accepted: trio.SocketStream) -> None:
         # A bug of ours in one connection must not end the others.
@@ -158,7 +160,9 @@ async def _serve_socket(supervisor: Supervisor, sock: socket.socket) -> None:
         upgrade = await _pass_door(stream)
         if upgrade is not None:
             peer = _authority(host, port)
-            channel = WebSocketChannel(stream, peer, upgrade.leftover, stream.try_send, stream.unread)
+            channel = WebSocketChannel(
+                stream, peer, upgrade.leftover, stream.try_send, stream.unread, partial(peer_uid, sock)
+            )
             await Connection(supervisor, channel).run()
     except (OSError, trio.BrokenResourceError):
         pass  # gone before it had said anything
