@@ -27,7 +27,8 @@ ROOMS = {
     "client": """_event_order _recovery _websocket_client _calls _process_handle _remote_process _observed_process
         _process_table _link _lifeline client""",
     "embedded": "embedded",
-    "command line": "_keeper _log_output _terminal _detach_keys _table _relay _exec_command cli __main__",
+    "command line": """_keeper _log_output _detach_keys _table _terminal _relay _at_daemon _exec_command
+        _brief_commands _recent_output _logs_command _attach_command _completion cli __main__""",
     "front": "__init__",
 }
 

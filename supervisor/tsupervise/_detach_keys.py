@@ -36,6 +36,11 @@ def _parse_key(key: str) -> bytes:
     )
 
 
+def keys_text(keys: bytes) -> str:
+    """The keys as a person reads them: `ctrl-p ctrl-q`."""
+    return " ".join(chr(key) if key >= 0x20 else f"ctrl-{chr(key + 0x40).lower()}" for key in keys)
+
+
 class DetachKeys:
     """Looks for a sequence of keys in all that is typed.
 
@@ -67,8 +72,3 @@ class DetachKeys:
         )
         self._held = data[len(data) - length :]
         return data[: len(data) - length], False
-
-    def end(self) -> bytes:
-        """What was held back, now that nothing comes any more."""
-        held, self._held = self._held, b""
-        return held

@@ -7,7 +7,6 @@ its end is the end of all.
 from __future__ import annotations
 
 import os
-import re
 import signal
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
@@ -17,6 +16,7 @@ import trio
 
 from tsupervise_protocol.messages import SignalName
 
+from ._at_daemon import FAILURES, report
 from ._background import open_background
 from ._inherited import heeded
 from ._relay import (
@@ -26,10 +26,9 @@ from ._relay import (
     Keyboard,
     Outage,
     SignalRelay,
-    complain,
     feed_pipe,
     feed_terminal,
-    follow_size,
+    follow_terminal,
     print_events,
 )
 from ._remote_process import RemoteProcess
@@ -41,10 +40,7 @@ from ._terminal import (
     terminal_size,
 )
 from .client import INHERIT_ALL, Client, connect
-from .errors import ServerRefused, TsuperviseError
-
-CANNOT_EXECUTE = 126
-NOT_FOUND = 127
+from .errors import TsuperviseError
 
 _PASSED_ON: dict[signal.Signals, SignalName] = {
     signal.SIGINT: "interrupt",
@@ -53,7 +49,6 @@ _PASSED_ON: dict[signal.Signals, SignalName] = {
     signal.SIGQUIT: "quit",
 }
 
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _INTERRUPT_KEY = b"\x03"
 
 
@@ -90,11 +85,8 @@ class _Exec:
                 try:
                     async with self._open_client() as client:
                         code = await self._run_at(client)
-                except UnicodeEncodeError as error:
-                    await complain(f"{error.object!r} is not UTF-8 and cannot be sent")
-                except (TsuperviseError, ValueError) as error:
-                    await complain(str(error))
-                    code = _exit_code_of(error)
+                except FAILURES as error:
+                    code = await report(error)
         return 128 + self._signals.stopped_by if self._scope.cancelled_caught else code
 
     def _open_client(self) -> AbstractAsyncContextManager[Client]:
@@ -131,7 +123,7 @@ class _Exec:
                     nursery.start_soon(self._type, client, process, nursery)
                 else:
                     nursery.start_soon(feed_terminal, process)
-                nursery.start_soon(follow_size, process, terminal)
+                nursery.start_soon(follow_terminal, terminal, process)
                 return await print_events(process.events(), drain_s=TERMINAL_DRAIN_S)
 
     async def _type(self, client: Client, process: RemoteProcess, nursery: trio.Nursery) -> None:
@@ -152,11 +144,3 @@ def environment_of(options: ExecOptions) -> dict[str, str]:
     if options.tty and "TERM" in os.environ:
         env.setdefault("TERM", os.environ["TERM"])
     return env
-
-
-def _exit_code_of(error: Exception) -> int:
-    """What a shell would say: the command was not found, or could not be executed, or it is our own fault."""
-    match = _OS_ERROR.search(error.message) if isinstance(error, ServerRefused) else None
-    if match is None or not isinstance(error, ServerRefused) or error.method != "process/start":
-        return FAILED
-    return NOT_FOUND if int(match[1]) == 2 else CANNOT_EXECUTE

@@ -14,7 +14,7 @@ from contextlib import suppress
 
 import trio
 
-from tsupervise_protocol.messages import SignalName
+from tsupervise_protocol.messages import SignalName, Stream
 
 from ._process_handle import ProcessHandle
 from ._terminal import (
@@ -52,15 +52,62 @@ OUTAGE_S = 2.0
 EOF_KEY = b"\x04"
 
 
-async def complain(text: str) -> None:
-    """Say something to the person, on stderr, in one line of its own."""
-    # A terminal in raw mode does not go back to the left by itself, and output may have stopped in mid-line.
-    line = f"\rtsupervise: {text}\r\n" if stderr_is_terminal() else f"tsupervise: {text}\n"
+class OutputFailed(Exception):
+    """What a command has to say cannot be written.
+
+    Args:
+        error: why.
+    """
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"cannot write the output: {error.strerror}")
+        self.has_no_reader = isinstance(error, BrokenPipeError)
+        """Whether nobody is there to read it, as behind `head`."""
+
+
+async def say(data: bytes, stream: Stream = "stdout") -> None:
+    """Write to our stdout, or to stderr for what is of that stream.
+
+    Raises:
+        OutputFailed: it cannot be written.
+    """
+    try:
+        await write_out(STDERR if stream == "stderr" else STDOUT, data)
+    except OSError as error:
+        raise OutputFailed(error) from None
+
+
+async def complain(text: str, *, mid_line: bool = False) -> None:
+    """Tell the person something, on stderr, in one line; say nothing if that cannot be.
+
+    Args:
+        text: what to say.
+        mid_line: whether output may have left a terminal in the middle of a line.
+    """
+    line = f"tsupervise: {' '.join(text.splitlines())}\n"
+    if stderr_is_terminal():
+        # In raw mode it does not go back to the left by itself.
+        line = ("\r\n" if mid_line else "") + line.replace("\n", "\r\n")
     with suppress(OSError):
         await write_out(STDERR, line.encode(errors="backslashreplace"))
 
 
 # --- from the process --------------------------------------------------------------------------------
+
+
+async def print_event(event: Event) -> None:
+    """Write output to where it belongs; tell of output that is lost.
+
+    Raises:
+        OutputFailed: it cannot be written.
+    """
+    match event:
+        case Output(stream=stream, data=data):
+            await say(data, stream)
+        case Lost(first_seq=first, seq=last):
+            await complain(f"output is lost: events {first} to {last}")
+        case _:
+            pass
 
 
 async def print_events(events: AsyncIterable[Event], *, drain_s: float = math.inf) -> int:
@@ -72,26 +119,17 @@ async def print_events(events: AsyncIterable[Event], *, drain_s: float = math.in
 
     Returns:
         The exit code for this program: that of the process, as a rule.
+
+    Raises:
+        OutputFailed: it cannot be written.
     """
-    code = FAILED
+    code = -1
     with trio.CancelScope() as drain:
-        try:
-            async for event in events:
-                match event:
-                    case Output(stream=stream, data=data):
-                        await write_out(STDERR if stream == "stderr" else STDOUT, data)
-                    case Exited(exit_code=code):
-                        drain.deadline = trio.current_time() + drain_s
-                    case Lost(first_seq=first, seq=last):
-                        await complain(f"output is lost: events {first} to {last}")
-                    case _:
-                        pass
-        except BrokenPipeError:
-            # What the shell says of a program whose reader went away.
-            return 128 + signal.SIGPIPE
-        except OSError as error:
-            await complain(f"cannot write the output: {error.strerror}")
-            return FAILED
+        async for event in events:
+            await print_event(event)
+            if isinstance(event, Exited):
+                code = event.exit_code
+                drain.deadline = trio.current_time() + drain_s
     if code < 0:
         await complain("the daemon does not know how the command ended")
         return FAILED
@@ -184,13 +222,14 @@ class Keyboard:
                 pass
 
 
-async def follow_size(process: ProcessHandle, terminal: HeldTerminal) -> None:
-    """Give a process's terminal the size of ours whenever that changes."""
+async def follow_terminal(terminal: HeldTerminal, process: ProcessHandle | None) -> None:
+    """Hold our terminal in its mode, and give a process's terminal, if there is one, the size of ours, for ever."""
     with trio.open_signal_receiver(signal.SIGWINCH, signal.SIGCONT) as signals:
         async for number in signals:
             if number == signal.SIGCONT:
                 terminal.enter()
-            await send_size(process)
+            if process is not None:
+                await send_size(process)
 
 
 async def send_size(process: ProcessHandle) -> None:
@@ -278,8 +317,10 @@ class Outage:
                 await self._client.wait_connected(True)
                 continue
             self.is_told = True
-            await complain(f"the connection to the daemon is lost, trying to come back; {self._way_out}")
+            await complain(
+                f"the connection to the daemon is lost, trying to come back; {self._way_out}", mid_line=True
+            )
             await self._client.wait_connected(True)
             self.is_told = False
             if not self._client.is_lost:
-                await complain("the connection is back")
+                await complain("the connection is back", mid_line=True)

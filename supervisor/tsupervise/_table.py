@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 
@@ -28,20 +29,13 @@ class Column:
     styles: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
-def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows, as many texts each as there are columns, to stdout.
-
-    Raises:
-        OSError: they cannot be written.
-    """
+def table_text(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> str:
+    """Rows, as many texts each as there are columns, the way stdout wants them."""
     cells = [[printable(text) for text in row] for row in rows]
     if sys.stdout.isatty():
-        try:
-            _print_with_rich(columns, cells)
-            return
-        except ImportError:
-            pass
-    _print_aligned(columns, cells)
+        with suppress(ImportError):
+            return _rich_text(columns, cells)
+    return _aligned_text(columns, cells)
 
 
 def printable(text: str) -> str:
@@ -51,18 +45,20 @@ def printable(text: str) -> str:
     )
 
 
-def _print_aligned(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+def _aligned_text(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> str:
     lines = [[column.title for column in columns], *rows]
     widths = [max(len(line[place]) for line in lines) for place in range(len(columns))]
+    text = ""
     for line in lines:
         texts = [
-            text.rjust(width) if column.is_number else text.ljust(width)
-            for column, text, width in zip(columns, line, widths, strict=True)
+            cell.rjust(width) if column.is_number else cell.ljust(width)
+            for column, cell, width in zip(columns, line, widths, strict=True)
         ]
-        print("  ".join(texts).rstrip())
+        text += "  ".join(texts).rstrip() + "\n"
+    return text
 
 
-def _print_with_rich(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+def _rich_text(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> str:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -81,7 +77,10 @@ def _print_with_rich(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -
             for column, text in zip(columns, row, strict=True)
         ]
         table.add_row(*texts)
-    Console().print(table)
+    console = Console()
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
 
 
 def _width(column: Column, rows: Sequence[Sequence[str]], place: int) -> int:

@@ -17,6 +17,12 @@ STDIN, STDOUT, STDERR = 0, 1, 2
 
 READ_BYTES = 65536
 
+SCREEN_RESET = (
+    b"\x1b[?1047l\x1b[?25h\x1b[?2004l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1l\x1b>\x1b[m"
+)
+"""What a full-screen program that is left alone cannot undo, and what does nothing where there is nothing to undo:
+xterm's sequences for the alternate screen, a hidden cursor, bracketed paste, the mouse, the keypad, colours."""
+
 _INPUT_FLAGS, _CHARACTERS = 0, 6
 """Where termios.tcgetattr has them."""
 
@@ -102,8 +108,13 @@ def stdin_is_null() -> bool:
     return stat.S_ISCHR(stdin.st_mode) and stdin.st_rdev == os.stat(os.devnull).st_rdev
 
 
+def stdout_is_terminal() -> bool:
+    """Whether output is read on a terminal."""
+    return os.isatty(STDOUT)
+
+
 def stderr_is_terminal() -> bool:
-    """Whether what is said there is read on a terminal."""
+    """Whether complaints are."""
     return os.isatty(STDERR)
 
 
