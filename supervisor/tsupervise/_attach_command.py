@@ -79,6 +79,7 @@ class _Attachment:
         self._has_left = False
         self._scope = trio.CancelScope()
         self._signals = SignalRelay(_PASSED_ON, self._scope)
+        self._signals.process = process
 
     async def run(self) -> int:
         terminal = RawTerminal() if self._has_terminal else LineTerminal(self._keys)

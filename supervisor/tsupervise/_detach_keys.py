@@ -5,7 +5,7 @@ Pure: bytes in, bytes out.
 
 from __future__ import annotations
 
-DEFAULT = "ctrl-p,ctrl-q"
+DEFAULT_KEYS = "ctrl-p,ctrl-q"
 """As in other tools that attach."""
 
 
@@ -32,7 +32,7 @@ def _parse_key(key: str) -> bytes:
         return key.encode()
     raise BadKeys(
         f"{key!r} is no key: write one character, or ctrl- and one of a to z @ [ \\ ] ^ _, "
-        f"with a comma between two keys, as in {DEFAULT}"
+        f"with a comma between two keys, as in {DEFAULT_KEYS}"
     )
 
 

@@ -23,6 +23,7 @@ from ._terminal import (
     HeldTerminal,
     read_stdin,
     stderr_is_terminal,
+    stderr_line_end,
     terminal_size,
     write_out,
 )
@@ -84,10 +85,10 @@ async def complain(text: str, *, mid_line: bool = False) -> None:
         text: what to say.
         mid_line: whether output may have left a terminal in the middle of a line.
     """
-    line = f"tsupervise: {' '.join(text.splitlines())}\n"
-    if stderr_is_terminal():
-        # In raw mode it does not go back to the left by itself.
-        line = ("\r\n" if mid_line else "") + line.replace("\n", "\r\n")
+    end = stderr_line_end()
+    line = f"tsupervise: {' '.join(text.splitlines())}{end}"
+    if mid_line and stderr_is_terminal():
+        line = end + line
     with suppress(OSError):
         await write_out(STDERR, line.encode(errors="backslashreplace"))
 

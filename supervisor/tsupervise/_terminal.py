@@ -23,7 +23,7 @@ SCREEN_RESET = (
 """What a full-screen program that is left alone cannot undo, and what does nothing where there is nothing to undo:
 xterm's sequences for the alternate screen, a hidden cursor, bracketed paste, the mouse, the keypad, colours."""
 
-_INPUT_FLAGS, _CHARACTERS = 0, 6
+_INPUT_FLAGS, _OUTPUT_FLAGS, _CHARACTERS = 0, 1, 6
 """Where termios.tcgetattr has them."""
 
 _NO_CHARACTER = b"\0"
@@ -116,6 +116,14 @@ def stdout_is_terminal() -> bool:
 def stderr_is_terminal() -> bool:
     """Whether complaints are."""
     return os.isatty(STDERR)
+
+
+def stderr_line_end() -> str:
+    """What ends a line there: a terminal in raw mode does not go back to the left by itself."""
+    try:
+        return "\n" if termios.tcgetattr(STDERR)[_OUTPUT_FLAGS] & termios.OPOST else "\r\n"
+    except termios.error:
+        return "\n"
 
 
 def stdin_is_terminal() -> bool:

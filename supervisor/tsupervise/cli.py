@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
+from ._detach_keys import DEFAULT_KEYS, BadKeys, parse_keys
 from ._listen_address import ListenRefused, check_exposure, parse_listen_url
 from ._version import __version__
 
@@ -341,8 +342,6 @@ def logs(url: str | None, follow: bool, lines: int | None, as_json: bool, name: 
 
 
 def _parse_keys(ctx: click.Context, param: click.Parameter, value: str) -> bytes:
-    from ._detach_keys import BadKeys, parse_keys
-
     try:
         return parse_keys(value)
     except BadKeys as error:
@@ -354,7 +353,7 @@ def _parse_keys(ctx: click.Context, param: click.Parameter, value: str) -> bytes
 @click.option(
     "--detach-keys",
     "keys",
-    default="ctrl-p,ctrl-q",
+    default=DEFAULT_KEYS,
     show_default=True,
     metavar="KEYS",
     callback=_parse_keys,
