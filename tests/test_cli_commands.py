@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ import pytest
 import trio
 
 from daemons import Daemon, running, start_daemon
+from fault_proxy import fault_proxy
 from procfs import children_of
 from terminals import PATIENCE_S, TSUPERVISE, Terminal, exit_code, spawn
 from tsupervise import Output, connect
@@ -545,3 +548,105 @@ def test_a_signal_to_attach_is_not_passed_on(person: Person) -> None:
     child.kill(signal.SIGTERM)
     assert exit_code(child) == 143
     assert person.entry(uid).state == "running"
+
+
+async def test_an_outage_is_told_and_can_be_left(person: Person) -> None:
+    """After some seconds there is a word of it; what was typed arrives later, the keys to leave work at once."""
+    async with fault_proxy(person.daemon.address) as proxy:
+
+        async def expect(child: Terminal, pattern: str) -> None:
+            await trio.to_thread.run_sync(child.expect, pattern)
+
+        async def ended(child: Terminal) -> int:
+            return await trio.to_thread.run_sync(exit_code, child)
+
+        url = ["--url", proxy.url]
+        uid = await trio.to_thread.run_sync(lambda: person.detach("--name", "far", "-t", "sh", "-c", COUNTER))
+        attached = person.at_terminal("attach", *url, uid)
+        executed = person.at_terminal("exec", *url, "--tty", "--", "sh", "-c", COUNTER)
+        await expect(attached, "ready\r\n")
+        await expect(executed, "ready\r\n")
+        proxy.cut(math.inf)
+        executed.sendline("typed meanwhile")
+        lost = "\r\ntsupervise: the connection to the daemon is lost, trying to come back; press "
+        await expect(attached, lost + "ctrl-p ctrl-q to leave\r\n")
+        attached.send(DETACH)
+        assert await ended(attached) == 0
+        await expect(executed, lost + "Ctrl-C to give up\r\n")
+        proxy.cut(0.0)
+        await expect(executed, "tsupervise: the connection is back\r\n")
+        await expect(executed, "<typed meanwhile:1>\r\n")
+        proxy.cut(math.inf)
+        await expect(executed, "press Ctrl-C to give up\r\n")
+        executed.sendintr()
+        assert await ended(executed) == 130
+        entry = await trio.to_thread.run_sync(person.entry, uid)
+        assert entry.state == "running"
+
+
+# --- completion ------------------------------------------------------------------------------------------
+
+
+def complete(person: Person, line: str) -> list[str]:
+    """What bash offers after a line, by the script that `completion bash` prints."""
+    script = f"""
+        eval "$({TSUPERVISE} completion bash)"
+        COMP_LINE='{line}' COMP_POINT={len(line)}
+        read -ra COMP_WORDS <<<"$COMP_LINE"
+        case $COMP_LINE in *' ') COMP_WORDS+=('') ;; esac
+        COMP_CWORD=$(({"${#COMP_WORDS[@]}"} - 1))
+        _tsupervise_completion {TSUPERVISE}
+        printf '%s\n' "${{COMPREPLY[@]}}"
+    """
+    ended = subprocess.run(
+        ["bash", "-c", script], env=person.env, capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    assert ended.stderr == ""
+    return ended.stdout.split()
+
+
+def test_bash_completes_names_of_processes(person: Person) -> None:
+    """By name, and by uid where that is what was begun or where a name means several."""
+    uid = person.start("sleep", "60", name="complete-me")
+    assert complete(person, "tsupervise logs -f comp") == ["complete-me"]
+    assert complete(person, f"tsupervise kill {uid}") == [uid]
+    other = person.start("sleep", "60", name="complete-me")
+    assert complete(person, "tsupervise logs -f comp") == []
+    assert complete(person, f"tsupervise wait --url {person.daemon.url} {other}") == [other]
+
+
+def test_bash_completes_commands_options_and_signals(person: Person, tmp_path: Path) -> None:
+    """These need no daemon; and where there is none, IDs complete to nothing and in silence."""
+    alone = Person(person.daemon, {**person.env, "XDG_RUNTIME_DIR": str(tmp_path)})
+    assert complete(alone, "tsupervise st") == ["status"]
+    assert complete(alone, "tsupervise kill -s U") == ["USR1", "USR2"]
+    assert complete(alone, "tsupervise logs ") == []
+
+
+def test_completion_works_at_a_real_prompt(person: Person) -> None:
+    """Tab in an interactive bash fills in the name."""
+    person.start("sh", "-c", "echo spoken", name="unmistakable")
+    path = f"{Path(TSUPERVISE).parent}:{os.environ['PATH']}"
+    child = spawn(["bash", "--norc", "--noprofile", "-i"], env={**person.env, "PATH": path})
+    child.expect("ready> ")
+    child.sendline('eval "$(tsupervise completion bash)"; echo se""t')
+    child.expect("set\r\n")
+    child.send("tsupervise logs unmis\t")
+    child.expect("unmistakable ")
+    child.send("\r")
+    child.expect("spoken\r\n")
+    child.sendline("exit")
+    assert exit_code(child) == 0
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_script_for_each_shell_needs_no_event_loop(shell: str) -> None:
+    """It is read at the start of every shell."""
+    program = (
+        "import sys; from tsupervise.cli import main\n"
+        f"try: main(['completion', {shell!r}])\n"
+        "except SystemExit: sys.exit(bool({'trio', 'msgspec'} & sys.modules.keys()))"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.returncode == 0
+    assert "_TSUPERVISE_COMPLETE" in ended.stdout

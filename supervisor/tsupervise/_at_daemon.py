@@ -19,6 +19,9 @@ from .errors import ServerRefused, TsuperviseError
 CANNOT_EXECUTE = 126
 NOT_FOUND = 127
 
+FAREWELL_S = 0.5
+"""How long the end of a command may take for the sake of tidiness; the connection may be gone."""
+
 FAILURES = (TsuperviseError, DiscoveryFailed, OutputFailed, ValueError)
 """What `report` knows the words for."""
 
@@ -54,8 +57,8 @@ async def _run(
         async with connect(url or find_url(), client_name=client_name) as client:
             code = await command(client)
             if not leaves_session:
-                # Nobody comes back to it, so it need not wait.
-                with suppress(TsuperviseError):
+                # Nobody comes back to it, so the daemon need not keep it.
+                with trio.move_on_after(FAREWELL_S), suppress(TsuperviseError):
                     await client.end_session()
             return code
     except FAILURES as error:

@@ -131,6 +131,8 @@ class _Exec:
         nursery.start_soon(outage.watch)
         keyboard = Keyboard(lambda typed: (typed, outage.is_told and _INTERRUPT_KEY in typed))
         if await keyboard.pass_on(process):
+            # Else the end of the process would be waited for, which nobody can be told of.
+            client.give_up("given up")
             self._signals.stop(signal.SIGINT)
         else:
             # The terminal is gone, and so is that of the command.

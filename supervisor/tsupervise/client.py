@@ -259,6 +259,14 @@ class Client:
         await trio.lowlevel.checkpoint()
         await self._lifeline.wait_connected(connected)
 
+    def give_up(self, reason: str) -> None:
+        """End the connection for good, as when nobody wants to wait for it to come back. The session lives on.
+
+        Args:
+            reason: for the text of ConnectionLost.
+        """
+        self._lifeline.fail(reason)
+
     def raise_if_lost(self) -> None:
         """Raise ConnectionLost, with the reason, if the connection is gone for good."""
         if self._lifeline.failure is not None:
