@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -475,6 +475,21 @@ def test_control_c_interrupts_a_process_without_a_terminal(person: Person) -> No
     child.send(DETACH)
     assert exit_code(child) == 0
     assert person.entry(uid).state == "running"
+
+
+def test_after_the_exit_control_c_ends_the_wait_for_what_is_left(person: Person) -> None:
+    """A background child may hold the output open; there is nobody left to interrupt but us."""
+    uid = person.start("sh", "-c", "echo up; sleep 60 & exit 3")
+    child = person.at_terminal("attach", uid)
+    child.expect("up\r\n")
+    assert person.run("wait", uid).returncode == 3
+    # The first one may still come before the exit is heard of here, and then it is passed on.
+    while child.isalive():
+        child.sendintr()
+        with suppress(pexpect.TIMEOUT):
+            child.expect(pexpect.EOF, timeout=0.5)
+            break
+    assert exit_code(child) == 130
 
 
 def test_other_keys_to_leave_can_be_chosen(person: Person) -> None:

@@ -102,7 +102,7 @@ class _Attachment:
 
     async def _begin(self, nursery: trio.Nursery) -> None:
         """Tell how to leave, and begin to pass on what is typed."""
-        if self._process.exit_code is not None:
+        if self._process.entry.state == "closed":
             return
         if stdin_is_terminal():
             name, uid = self._process.process_id, self._process.uid

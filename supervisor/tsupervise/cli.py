@@ -175,7 +175,11 @@ def run(
     exit_on_stdin_close: bool,
     insecure: bool,
 ) -> None:
-    """Run the daemon, until SIGTERM, SIGINT or SIGHUP."""
+    """Run the daemon, until SIGTERM, SIGINT or SIGHUP.
+
+    Where it listens, it writes to a file in $XDG_RUNTIME_DIR/tsupervise (else /tmp/tsupervise-UID), by which
+    the other commands of the same user find it.
+    """
     try:
         address = parse_listen_url(listen)
         check_exposure(address, insecure=insecure)
@@ -278,7 +282,7 @@ def exec_(
 
     stdin, stdout and stderr are passed on, and so are INT, TERM, HUP and QUIT. The exit code is that of
     the command: 128 + n after signal n, 127 if it was not found, 126 if it cannot be executed, 125 if the
-    daemon failed. If the connection stays away, Ctrl-C gives up, also under --tty.
+    daemon failed. Under --tty, Ctrl-C gives up if a lost connection stays away.
 
     With --detach it runs on at the daemon, in the daemon's environment, with its output kept for `logs` and
     `attach`, until it ends, `tsupervise kill` or `tsupervise end` ends it, or the daemon ends.
