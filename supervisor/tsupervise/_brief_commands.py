@@ -22,7 +22,7 @@ from ._exec_command import ExecOptions, environment_of
 from ._observed_process import entry_named
 from ._relay import complain, say
 from ._table import Column, table_text
-from ._terminal import terminal_size
+from ._terminal import stdout_is_terminal, terminal_size
 from .client import INHERIT_ALL, Client
 from .errors import TsuperviseError
 
@@ -60,7 +60,8 @@ async def list_processes(client: Client, *, closed_too: bool, as_json: bool) -> 
         await _say_json(OperatorListResult(processes=entries))
     else:
         now_ms = time.time_ns() // 1_000_000
-        await say(table_text(_COLUMNS, [_row(entry, now_ms) for entry in entries]).encode())
+        rows = [_row(entry, now_ms) for entry in entries]
+        await say(table_text(_COLUMNS, rows, on_terminal=stdout_is_terminal()).encode())
     return 0
 
 
@@ -198,10 +199,10 @@ async def start_detached(
     client: Client, options: ExecOptions, *, name: str | None, interactive: bool, as_json: bool
 ) -> int:
     """Start a process in a session of its own that is kept, print its uid, and leave it alone."""
+    # Also without a name: who may not do this may not keep a session either, and should hear of it before.
+    entries = await client.processes()
     alive = [
-        entry
-        for entry in (await client.processes() if name is not None else ())
-        if entry.process_id == name and entry.state in ("starting", "running")
+        entry for entry in entries if entry.process_id == name and entry.state in ("starting", "running")
     ]
     if alive:
         await complain(f"the name {name!r} is taken by process {alive[0].uid}, which is still running")

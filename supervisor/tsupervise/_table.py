@@ -6,7 +6,6 @@ hold bytes that a terminal would obey.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -29,10 +28,16 @@ class Column:
     styles: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
-def table_text(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> str:
-    """Rows, as many texts each as there are columns, the way stdout wants them."""
+def table_text(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, on_terminal: bool) -> str:
+    """Rows, as many texts each as there are columns, below their headings.
+
+    Args:
+        columns: what is in each.
+        rows: the texts.
+        on_terminal: whether stdout is one, and this is for it.
+    """
     cells = [[printable(text) for text in row] for row in rows]
-    if sys.stdout.isatty():
+    if on_terminal:
         with suppress(ImportError):
             return _rich_text(columns, cells)
     return _aligned_text(columns, cells)
