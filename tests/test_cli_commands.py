@@ -480,9 +480,10 @@ def test_control_c_interrupts_a_process_without_a_terminal(person: Person) -> No
 
 def test_after_the_exit_control_c_ends_the_wait_for_what_is_left(person: Person) -> None:
     """A background child may hold the output open; there is nobody left to interrupt but us."""
-    uid = person.start("sh", "-c", "echo up; sleep 60 & exit 3")
+    uid = person.start("sh", "-c", "echo up; read line; sleep 60 & exit 3")
     child = person.at_terminal("attach", uid)
     child.expect("up\r\n")
+    child.sendline("")
     assert person.run("wait", uid).returncode == 3
     # The first one may still come before the exit is heard of here, and then it is passed on.
     while child.isalive():

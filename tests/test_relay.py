@@ -13,6 +13,8 @@ from tsupervise._process_handle import ProcessHandle
 from tsupervise._relay import MAX_TYPED_BYTES, Keyboard
 from tsupervise.errors import StdinClosed
 
+PATIENCE_S = 20.0
+
 
 class Terminal:
     """Stands in for our stdin: each piece that is typed is one read."""
@@ -71,9 +73,10 @@ async def test_the_keys_to_leave_work_while_the_process_takes_nothing(
     async def attend() -> None:
         left.append(await Keyboard(leave_at_q).pass_on(cast("ProcessHandle", process)))
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(attend)
-        await terminal.type(b"a", b"b", b"cq")
+    with trio.fail_after(PATIENCE_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(attend)
+            await terminal.type(b"a", b"b", b"cq")
     assert left == [True]
     assert process.taken == []
 
@@ -81,23 +84,26 @@ async def test_the_keys_to_leave_work_while_the_process_takes_nothing(
 async def test_what_was_typed_before_the_keys_goes_out_in_order(terminal: Terminal) -> None:
     """And all at once, where it had to wait; nothing after the keys does."""
     process = Process()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(Keyboard(leave_at_q).pass_on, cast("ProcessHandle", process))
-        await terminal.type(b"a", b"b", b"c")
-        process.takes.set()
-        await terminal.type(b"dqx")
+    with trio.fail_after(PATIENCE_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Keyboard(leave_at_q).pass_on, cast("ProcessHandle", process))
+            await terminal.type(b"a", b"b", b"c")
+            process.takes.set()
+            await trio.testing.wait_all_tasks_blocked()
+            await terminal.type(b"dqx")
     assert process.taken == [b"a", b"bc", b"d"]
 
 
 async def test_too_much_that_is_typed_ahead_is_left_unread(terminal: Terminal) -> None:
     """Up to a bound it is kept for a process that takes nothing; then reading waits for the process."""
     process = Process()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(Keyboard(leave_at_q).pass_on, cast("ProcessHandle", process))
-        await terminal.type(b"first", b"x" * MAX_TYPED_BYTES, b"last")
-        assert terminal.unread == 1
-        process.takes.set()
-        await terminal.type(b"q")
+    with trio.fail_after(PATIENCE_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Keyboard(leave_at_q).pass_on, cast("ProcessHandle", process))
+            await terminal.type(b"first", b"x" * MAX_TYPED_BYTES, b"last")
+            assert terminal.unread == 1
+            process.takes.set()
+            await terminal.type(b"q")
     assert [len(data) for data in process.taken] == [5, MAX_TYPED_BYTES, 4]
 
 
@@ -115,8 +121,9 @@ async def test_a_process_without_input_is_told_of_once(
         for _ in range(2):
             left.append(await keyboard.pass_on(cast("ProcessHandle", process)))
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(attend)
-        await terminal.type(b"one", b"two", b"", b"three", b"q")
+    with trio.fail_after(PATIENCE_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(attend)
+            await terminal.type(b"one", b"two", b"", b"three", b"q")
     assert left == [False, True]
     assert capfd.readouterr().err == "tsupervise: it takes no input\n"
