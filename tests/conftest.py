@@ -9,6 +9,7 @@ floods or configures one starts its own through `daemons.start_daemon`.
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 
@@ -33,6 +34,17 @@ def pytest_configure() -> None:
     # Children inherit what is ignored, and `nohup pytest` or `pytest &` must show the same as `pytest`.
     for number in (signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def runtime_directory(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where daemons of the tests say that they are there: not where those of the user do.
+
+    In the environment, so that whatever a test starts has it.
+    """
+    folder = str(tmp_path_factory.mktemp("runtime"))
+    os.environ["XDG_RUNTIME_DIR"] = folder
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -8,22 +8,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sysconfig
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, cast
 
-import pexpect
 import pytest
 
 from daemons import Daemon, start_daemon
-
-TSUPERVISE = str(Path(sysconfig.get_path("scripts")) / "tsupervise")
-PATIENCE_S = 20.0
-
-Terminal = Any
-"""A `pexpect.spawn`; the published types of pexpect know only half of it."""
+from terminals import PATIENCE_S, TSUPERVISE, Terminal, exit_code, spawn
 
 # The test process has threads by now; pexpect's child does nothing but exec.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
@@ -56,25 +48,6 @@ def started(*arguments: str) -> Generator[subprocess.Popen[bytes]]:
 def on_terminal(where: Sequence[str], *command: str, size: tuple[int, int] = (24, 80)) -> Terminal:
     """Run `tsupervise exec` on a terminal of its own."""
     return spawn([TSUPERVISE, "exec", *where, *command], size)
-
-
-def spawn(arguments: Sequence[str], size: tuple[int, int] = (24, 80)) -> Terminal:
-    child = cast(
-        "Terminal", pexpect.spawn(arguments[0], list(arguments[1:]), timeout=PATIENCE_S, dimensions=size)
-    )
-    # pexpect's own pauses are for programs that it cannot wait for.
-    child.delaybeforesend = None
-    child.delayafterread = None
-    child.delayafterclose = child.delayafterterminate = 0
-    child.ptyproc.delayafterclose = child.ptyproc.delayafterterminate = 0
-    return child
-
-
-def exit_code(child: Terminal) -> int:
-    """Wait for the end of a command on a terminal; -n after signal n."""
-    child.expect(pexpect.EOF)
-    child.close()
-    return -child.signalstatus if child.exitstatus is None else child.exitstatus
 
 
 def is_gone(pid: int) -> bool:
@@ -282,10 +255,11 @@ def test_the_url_may_come_from_the_environment() -> None:
     "arguments", [[], ["--env", "novalue", "true"], ["--no-such-option", "true"]], ids=str
 )
 def test_a_command_line_that_makes_no_sense_is_a_usage_error(arguments: list[str]) -> None:
-    """Exit code 2, usage on stderr, nothing on stdout."""
+    """Exit code 2, one line on stderr, nothing on stdout."""
     ended = run([], *arguments)
     assert (ended.returncode, ended.stdout) == (2, b"")
-    assert b"Usage: tsupervise exec" in ended.stderr
+    assert ended.stderr.startswith(b"tsupervise: ")
+    assert ended.stderr.endswith(b"(see `tsupervise exec --help`)\n")
 
 
 # --- on a terminal ---------------------------------------------------------------------------------------

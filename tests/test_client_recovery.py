@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import random
 from collections import Counter
@@ -433,6 +434,26 @@ async def test_a_block_that_ends_in_an_outage_leaves_the_end_to_later(
             await trio.testing.wait_all_tasks_blocked(0.02)
         proxy.cut(0.0)
         await until_over(client, "p")
+
+
+async def test_one_may_wait_for_the_connection_and_give_up(daemon: Daemon) -> None:
+    """An outage and its end can be waited for; whoever gives up fails the client at once, and for good."""
+    with trio.fail_after(PATIENCE_S):
+        async with fault_proxy(daemon.address) as proxy, connect(proxy.url) as client:
+            await client.wait_connected()
+            proxy.cut(math.inf)
+            await client.wait_connected(False)
+            proxy.cut(0.0)
+            await client.wait_connected()
+            proxy.cut(math.inf)
+            await client.wait_connected(False)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client.wait_connected)
+                await trio.testing.wait_all_tasks_blocked()
+                client.give_up("nobody waits")
+            assert client.is_lost
+            with pytest.raises(ConnectionLost, match="nobody waits"):
+                await client.call("environment/status")
 
 
 async def test_a_command_under_exec_does_not_notice_a_cut(daemon: Daemon) -> None:

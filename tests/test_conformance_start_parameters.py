@@ -34,6 +34,7 @@ def server_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, st
         "HOME": str(home),
         "TMPDIR": str(temporary),
         "LANG": "C.UTF-8",
+        "XDG_RUNTIME_DIR": os.environ["XDG_RUNTIME_DIR"],
         "user": "me",
         "PATHX": "no core name",
         "API_KEY": "1",
@@ -279,7 +280,8 @@ async def test_the_environment_is_exact_with_a_terminal(server: Daemon, env: dic
 
 
 EVERYTHING = {
-    "PATH", "HOME", "TMPDIR", "LANG", "user", "PATHX", "API_KEY", "my_secret", "A[b", "AxB", "AxxB"
+    "PATH", "HOME", "TMPDIR", "LANG", "XDG_RUNTIME_DIR", "user", "PATHX", "API_KEY", "my_secret", "A[b", "AxB",
+    "AxxB"
 }  # fmt: skip
 
 
@@ -301,7 +303,10 @@ EVERYTHING = {
         (env_policy("all", includeOnly=["path*", "a??b"]), {"PATH", "PATHX", "AxxB"}),
         (env_policy("all", includeOnly=[""]), set[str]()),
         (env_policy("core", exclude=["PATH"], includeOnly=["P*", "u*", "ax*"]), {"user"}),
-        (env_policy("all", ignoreDefaultExcludes=False, includeOnly=["*_*", "H*"]), {"HOME"}),
+        (
+            env_policy("all", ignoreDefaultExcludes=False, includeOnly=["*_*", "H*"]),
+            {"HOME", "XDG_RUNTIME_DIR"},
+        ),
     ],
     ids=lambda value: "" if isinstance(value, set) else None,
 )

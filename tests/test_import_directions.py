@@ -23,13 +23,14 @@ ROOMS = {
     "core": """_spill_index _event_log _lifecycle _stdin_queue _retained_total _settings _fd _posix_spawn
         _fork_spawn _child_environment _environment_info _outbox _spawn _hole_punch _spill_file _spill _process
         _session _supervisor _handlers _connection""",
-    "doors": """_listen_address _peer_user _http_door _websocket _socket_stream _websocket_channel _stdio_channel
-        server""",
+    "doors": """_listen_address _discovery _peer_user _http_door _websocket _socket_stream _websocket_channel
+        _stdio_channel server""",
     "client": """_event_order _recovery _websocket_client _calls _process_streams _process_handle _remote_process
         _observed_process _process_table _link _lifeline _run_command client""",
     "embedded": "embedded",
     "sync": "_loop_thread sync",
-    "command line": "_keeper _log_output _terminal _exec_command cli __main__",
+    "command line": """_keeper _log_output _detach_keys _table _terminal _relay _at_daemon _exec_command
+        _brief_commands _recent_output _logs_command _attach_command _completion cli __main__""",
     "front": "__init__",
 }
 
@@ -59,6 +60,7 @@ ONLY_IN = {
     "h11": {"tsupervise._http_door"},
     "websockets": {"tsupervise._websocket"},
     "click": {"tsupervise.cli"},
+    "rich": {"tsupervise._table"},
     "ctypes": {"tsupervise._posix_spawn", "tsupervise._keeper", "tsupervise._hole_punch"},
     "subprocess": {"tsupervise._fork_spawn"},
     "threading": {"tsupervise._loop_thread"},
@@ -71,7 +73,7 @@ WITHOUT_TRIO = {
     *("_spill_index", "_spill_file", "_hole_punch"),
     *("_event_log", "_lifecycle", "_stdin_queue", "_retained_total", "_event_order", "_recovery"),
     *("_child_environment", "_environment_info", "_inherited", "_posix_spawn", "_keeper"),
-    *("_http_door", "_websocket", "_listen_address", "_peer_user"),
+    *("_http_door", "_websocket", "_listen_address", "_peer_user", "_discovery", "_detach_keys", "_table"),
 }
 """Modules of `tsupervise` that decide or compute, and never wait in the loop."""
 

@@ -1,8 +1,9 @@
 """What the documents show is what happens: their examples are run, their numbers compared with the code.
 
-A `console` block is a dialogue with bash; a `python` block is a program, and the `text` block behind it is
-what it prints. In what is expected, `...` stands for anything. All of it talks to one daemon, started by the
-README's own command at a port of its choosing.
+A `console` block is a dialogue with bash, a `terminal` block is one that needs a terminal; a `python` block is a
+program, and the `text` block behind it is what it prints. In what is expected, `...` stands for anything, and so
+does a number that differs each time, such as a pid. All of it talks to one daemon, started by the README's own
+command at a port of its choosing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import NamedTuple
 import pytest
 
 from daemons import Daemon, start_daemon
+from terminals import exit_code, spawn
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -61,7 +63,20 @@ def commands_of(block: Block) -> list[tuple[str, str]]:
     return [(command, output) for command, _, output in (turn.partition("\n") for turn in turns[1:])]
 
 
+UID = re.compile(r"\b[0-9a-f]{6}-\d+\b")
+
+
+def without_numbers(text: str) -> str:
+    """The text with the same name for every uid, and tables without their widths and numbers."""
+    lines = UID.sub("UID", text).splitlines(keepends=True)
+    return "".join(
+        re.sub(r"\d+", "N", re.sub(r" +", " ", line)) if line.startswith(("UID ", "ID ")) else line
+        for line in lines
+    )
+
+
 def assert_printed(expected: str, printed: str) -> None:
+    expected, printed = without_numbers(expected), without_numbers(printed)
     pattern = re.escape(expected).replace(re.escape("..."), ".*")
     assert re.fullmatch(pattern, printed), f"the document says\n{expected}\nand it printed\n{printed}"
 
@@ -109,6 +124,27 @@ def test_the_tour_is_what_happens(readme_daemon: Daemon, environment: dict[str, 
     assert len(printed) == len(turns)
     for (_, output), text in zip(turns, printed, strict=True):
         assert_printed(output, text.replace("\r\n", "\n"))
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_what_needs_a_terminal_is_what_happens(readme_daemon: Daemon, environment: dict[str, str]) -> None:
+    """Lines behind the prompts are typed into a shell and into what it attaches to; the others come in order."""
+    [block] = [block for block in blocks_of(README) if block.language == "terminal"]
+    keys = {"(Ctrl-P Ctrl-Q)": "\x10\x11"}
+    env = {**environment, "TSUPERVISE_URL": readme_daemon.url, "PS1": "$ ", "TERM": "dumb"}
+    child = spawn(["bash", "--norc", "--noprofile", "-i"], env=env)
+    typed: set[str] = set()
+    for line in block.text.splitlines():
+        prompt, text = line[:2], line[2:]
+        # What was typed at the inner prompt before, comes back as recent output.
+        if prompt == "$ " or (prompt == "> " and line not in typed):
+            child.expect_exact(prompt)
+            child.send(keys.get(text, f"{text}\r"))
+            typed |= {line} if prompt == "> " else set()
+        else:
+            child.expect(re.escape(UID.sub("UID", line)).replace("UID", UID.pattern) + "\r\n")
+    child.sendline("exit")
+    assert exit_code(child) == 0
 
 
 @pytest.mark.parametrize(("program", "output"), list(python_examples()))

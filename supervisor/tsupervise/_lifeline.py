@@ -107,6 +107,11 @@ class Lifeline:
                 case Failed(message):
                     raise ConnectionLost(message)
 
+    async def wait_connected(self, connected: bool) -> None:
+        """Wait until there is a link, or until there is none; not any longer than until there will be none."""
+        while self.failure is None and isinstance(self._recovery.state, Connected) != connected:
+            await self._changed.park()
+
     def fail(self, reason: str) -> None:
         """End the connection for good."""
         self._recovery.fail(reason)

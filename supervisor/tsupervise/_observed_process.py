@@ -52,6 +52,7 @@ class ObservedProcess(ProcessHandle):
         self.entry = entry
         """What the daemon said of it last."""
         self._uid = entry.uid
+        self._exit_code = entry.exit_code
 
     async def wait(self) -> int:
         await self._wait_until("exited")
@@ -66,16 +67,19 @@ class ObservedProcess(ProcessHandle):
         params = OperatorWaitParams(uid=self._uid, until=until, wait_ms=POLL_MS)
         while self.entry.state not in over:
             self.entry = await self._known(self._client.call("operator/wait", params))
+            self._exit_code = self.entry.exit_code
 
     @property
     def exit_code(self) -> int | None:
-        return self.entry.exit_code
+        return self._exit_code
 
     async def read(
         self, after_seq: int | None = None, max_bytes: int | None = None, wait_ms: int | None = None
     ) -> ReadResult:
         params = OperatorReadParams(uid=self._uid, after_seq=after_seq, max_bytes=max_bytes, wait_ms=wait_ms)
-        return await self._known(self._client.call("operator/read", params))
+        answer = await self._known(self._client.call("operator/read", params))
+        self._exit_code = answer.exit_code
+        return answer
 
     async def next_events(self, seq: int) -> list[Event]:
         while True:

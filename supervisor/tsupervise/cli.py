@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import click
+from click.shell_completion import CompletionItem, get_completion_class
 
+from ._detach_keys import DEFAULT_KEYS, BadKeys, parse_keys
 from ._listen_address import ListenRefused, check_exposure, parse_listen_url
 from ._version import __version__
+
+if TYPE_CHECKING:
+    from tsupervise_protocol.messages import SignalName
+
+    from .client import Client
 
 _STDIN_CLOSE_VARIABLES = ("TSUPERVISE_EXIT_ON_STDIN_CLOSE", "CODEX_EXEC_SERVER_EXIT_ON_STDIN_CLOSE")
 """Set to `true` or `false`; the second is the name that launchers of other servers of this protocol know."""
@@ -38,10 +48,63 @@ class _Seconds(click.FloatRange):
         return seconds
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Misuse(click.ClickException):
+    """A command line that makes no sense, told in one line like every other error."""
+
+    exit_code = 2
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"tsupervise: {self.message}", file, err=True)
+
+
+@contextmanager
+def _in_one_line() -> Generator[None]:
+    try:
+        yield
+    except click.UsageError as error:
+        path = "tsupervise" if error.ctx is None else error.ctx.command_path
+        raise _Misuse(f"{error.format_message().rstrip('.')} (see `{path} --help`)") from None
+
+
+class _Commands(click.Group):
+    """Commands in the order in which they are explained."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        with _in_one_line():
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _in_one_line():
+            return super().invoke(ctx)
+
+
+_EPILOG = """
+An ID is what `ps` and `exec --detach` print, or the name of a process, if only one live process of the daemon has
+that name.
+
+Exit codes: `exec`, `attach` and `wait` exit as the process did: 128 + n after signal n, 126 and 127 if it could
+not be executed or found. Else 0; 125 after a failure of tsupervise itself, such as no daemon, an unknown ID or a
+lost connection; 2 after a command line that makes no sense. `run` exits with 1 if it cannot listen.
+"""
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=_EPILOG,
+    invoke_without_command=True,
+)
 @click.version_option(__version__)
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Supervise processes: one daemon owns them, clients start, feed, watch and stop them."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 @main.command()
@@ -132,7 +195,11 @@ def run(
     exit_on_stdin_close: bool,
     insecure: bool,
 ) -> None:
-    """Run the daemon, until SIGTERM, SIGINT or SIGHUP."""
+    """Run the daemon, until SIGTERM, SIGINT or SIGHUP.
+
+    Where it listens, it writes to a file in $XDG_RUNTIME_DIR/tsupervise (else /tmp/tsupervise-UID), by which
+    the other commands of the same user find it.
+    """
     if spill_dir is None and (spill_bytes is not None or spill_total_bytes is not None):
         raise click.UsageError("--spill-bytes and --spill-total-bytes need a --spill-dir")
     try:
@@ -171,12 +238,37 @@ def _parse_env(ctx: click.Context, param: click.Parameter, values: Sequence[str]
     return {name: value for name, _, value in pairs}
 
 
+_url = click.option(
+    "--url",
+    envvar="TSUPERVISE_URL",
+    metavar="URL",
+    help="The daemon; without it, the one that you have running.",
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, with the names of the protocol.")
+
+
+def _complete_id(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from ._completion import known_processes
+
+    url: str | None = ctx.params.get("url")
+    return [CompletionItem(name, help=text) for name, text in known_processes(url, incomplete)]
+
+
+def _complete_file(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(incomplete, type="file")]
+
+
+_id = click.argument("name", metavar="ID", shell_complete=_complete_id)
+_ids = click.argument("names", metavar="ID...", nargs=-1, required=True, shell_complete=_complete_id)
+
+
 @main.command("exec", context_settings={"allow_interspersed_args": False})
 @click.option(
     "--url",
     envvar="TSUPERVISE_URL",
     metavar="URL",
-    help="The daemon to run it under; without it, it is supervised by this command itself.",
+    help="The daemon to run it under. Without it, it is supervised by this command itself; with --detach, by the "
+    "daemon that you have running.",
 )
 @click.option("-t", "--tty", is_flag=True, help="Run it on a terminal of its own.")
 @click.option("--cwd", metavar="DIR", help="Its working directory; absolute if --url is given.")
@@ -191,23 +283,234 @@ def _parse_env(ctx: click.Context, param: click.Parameter, values: Sequence[str]
     show_default=True,
     help="How long to try to come back after a lost connection, in seconds.",
 )
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option(
+    "-d", "--detach", is_flag=True, help="Leave it to the daemon, print its ID, and do not wait for it."
+)
+@click.option("--name", metavar="NAME", help="With --detach: a name to use as its ID.")
+@click.option(
+    "-i", "--interactive", is_flag=True, help="With --detach: keep its stdin open for `attach` to write to."
+)
+@click.option("--json", "as_json", is_flag=True, help="With --detach: print the IDs as JSON.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, shell_complete=_complete_file)
 def exec_(
     url: str | None,
     tty: bool,
     cwd: str | None,
     env: dict[str, str],
     recovery: float,
+    detach: bool,
+    name: str | None,
+    interactive: bool,
+    as_json: bool,
     command: tuple[str, ...],
 ) -> None:
     """Run COMMAND under supervision, as if it ran here.
 
     stdin, stdout and stderr are passed on, and so are INT, TERM, HUP and QUIT. The exit code is that of
     the command: 128 + n after signal n, 127 if it was not found, 126 if it cannot be executed, 125 if the
-    daemon failed.
+    daemon failed. Under --tty, Ctrl-C gives up if a lost connection stays away.
+
+    With --detach it runs on at the daemon, in the daemon's environment, with its output kept for `logs` and
+    `attach`, until it ends, `tsupervise kill` or `tsupervise end` ends it, or the daemon ends.
     """
+    if not detach and (name is not None or interactive or as_json):
+        raise click.UsageError("--name, --interactive and --json go with --detach")
+    if name == "":
+        raise click.UsageError("--name must not be empty")
+
     from ._exec_command import ExecOptions, run_exec
 
-    if cwd is not None and url is None:
-        cwd = os.path.abspath(cwd)
-    sys.exit(run_exec(ExecOptions(command, url, tty, cwd, env, recovery)))
+    # Whoever runs it is on this machine.
+    if url is None and (detach or cwd is not None):
+        cwd = os.path.abspath(cwd or ".")
+    options = ExecOptions(command, url, tty, cwd, env, recovery)
+    if not detach:
+        sys.exit(run_exec(options))
+
+    from ._brief_commands import start_detached
+
+    start = partial(start_detached, options=options, name=name, interactive=interactive, as_json=as_json)
+    _run_at(url, "exec", start, leaves_session=True)
+
+
+@main.command()
+@_url
+@_json
+@click.option("-a", "--all", "closed_too", is_flag=True, help="Also those that are closed.")
+def ps(url: str | None, as_json: bool, closed_too: bool) -> None:
+    """List the processes of all clients, oldest first.
+
+    Like `docker ps`, it leaves out those that have ended and whose output is complete (state `closed`), unless
+    --all is given. These are remembered for 80 s (`run --retention`).
+
+    SESSION tells what becomes of a process without its client: `attached` and `detached` ones are killed
+    a while (`run --detached-ttl`) after their client has gone, `kept` ones (`exec --detach`) are not.
+    """
+    from ._brief_commands import list_processes
+
+    _run_at(url, "ps", partial(list_processes, closed_too=closed_too, as_json=as_json))
+
+
+@main.command()
+@_url
+@click.option("-f", "--follow", is_flag=True, help="Go on with what it writes, until it is closed.")
+@click.option(
+    "-n", "--lines", type=click.IntRange(min=0), metavar="LINES", help="Only so many of the last lines."
+)
+@_json
+@_id
+def logs(url: str | None, follow: bool, lines: int | None, as_json: bool, name: str) -> None:
+    """Print what a process has written, as far as it is retained.
+
+    What it wrote to stderr comes on stderr. A gap is told on stderr. With --json, there is one object in
+    each line: `event` is output (`seq`, `stream`, and `chunk` in base64), exited (`seq`, `exitCode`,
+    `termSignal`), closed (`seq`) or lost (`firstSeq`, `seq`).
+    """
+    from ._logs_command import print_logs
+
+    _run_at(url, "logs", partial(print_logs, name=name, lines=lines, follow=follow, as_json=as_json))
+
+
+def _parse_keys(ctx: click.Context, param: click.Parameter, value: str) -> bytes:
+    try:
+        return parse_keys(value)
+    except BadKeys as error:
+        raise click.BadParameter(str(error), ctx, param) from None
+
+
+@main.command()
+@_url
+@click.option(
+    "--detach-keys",
+    "keys",
+    default=DEFAULT_KEYS,
+    show_default=True,
+    metavar="KEYS",
+    callback=_parse_keys,
+    help="What to press to leave.",
+)
+@_id
+def attach(url: str | None, keys: bytes, name: str) -> None:
+    """See and use a process from this terminal.
+
+    It begins with a screen of recent output. The detach keys leave the process running, and so does closing
+    the window; `attach` again comes back. When the process ends, this exits with its exit code.
+
+    A process on a terminal (`exec --detach --tty`) gets every key, and the size of this terminal. Any other
+    gets whole lines (`exec --detach --interactive`); Ctrl-C interrupts it and Ctrl-D ends its input.
+    """
+    from ._attach_command import attach as run
+
+    _run_at(url, "attach", partial(run, name=name, keys=keys))
+
+
+_SIGNALS = {
+    "HUP": "hangup",
+    "INT": "interrupt",
+    "QUIT": "quit",
+    "KILL": "kill",
+    "USR1": "usr1",
+    "USR2": "usr2",
+    "TERM": "terminate",
+    "CONT": "continue",
+    "STOP": "stop",
+    "WINCH": "winch",
+}
+
+
+def _parse_signal(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    name = value.upper().removeprefix("SIG")
+    if name.isdecimal():
+        name = {str(signal.Signals[f"SIG{known}"].value): known for known in _SIGNALS}.get(name, name)
+    if name not in _SIGNALS:
+        raise click.BadParameter(f"no signal {value!r}; there are {', '.join(_SIGNALS)}", ctx, param)
+    return _SIGNALS[name]
+
+
+def _complete_signal(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(name) for name in _SIGNALS if name.startswith(incomplete.upper())]
+
+
+@main.command()
+@_url
+@click.option(
+    "-s",
+    "--signal",
+    "signal_name",
+    default="TERM",
+    show_default=True,
+    metavar="SIG",
+    callback=_parse_signal,
+    shell_complete=_complete_signal,
+    help="HUP, INT, QUIT, KILL, USR1, USR2, TERM, CONT, STOP or WINCH.",
+)
+@_json
+@_ids
+def kill(url: str | None, signal_name: SignalName, as_json: bool, names: tuple[str, ...]) -> None:
+    """Send a signal to processes.
+
+    It goes to the process group; on a terminal to its foreground group. KILL takes with it whatever else
+    the process has started.
+    """
+    from ._brief_commands import send_signal
+
+    _run_at(url, "kill", partial(send_signal, names=names, signal=signal_name, as_json=as_json))
+
+
+@main.command()
+@_url
+@_json
+@_id
+def wait(url: str | None, as_json: bool, name: str) -> None:
+    """Wait until a process has ended, and exit as it did."""
+    from ._brief_commands import wait_for
+
+    _run_at(url, "wait", partial(wait_for, name=name, as_json=as_json))
+
+
+@main.command()
+@_url
+@_json
+@_ids
+def end(url: str | None, as_json: bool, names: tuple[str, ...]) -> None:
+    """End whole sessions: kill their processes, and forget them and their output.
+
+    A session is named by its id, or by the ID of any of its processes. For a process from `exec --detach`,
+    which has a session of its own, this is the opposite of that; for others it also ends what their
+    client has started besides.
+    """
+    from ._brief_commands import end_sessions
+
+    _run_at(url, "end", partial(end_sessions, names=names, as_json=as_json))
+
+
+@main.command()
+@_url
+@_json
+def status(url: str | None, as_json: bool) -> None:
+    """Print what the daemon is and holds."""
+    from ._brief_commands import show_status
+
+    _run_at(url, "status", partial(show_status, as_json=as_json))
+
+
+def _run_at(
+    url: str | None, command: str, body: Callable[[Client], Awaitable[int]], *, leaves_session: bool = False
+) -> NoReturn:
+    from ._at_daemon import run_at_daemon
+
+    name = f"tsupervise {command}"
+    sys.exit(run_at_daemon(url, body, client_name=name, leaves_session=leaves_session))
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print a script that completes commands, options and IDs in your shell.
+
+    For bash, put `eval "$(tsupervise completion bash)"` into ~/.bashrc; for zsh the same, with zsh, into
+    ~/.zshrc. For fish, `tsupervise completion fish > ~/.config/fish/completions/tsupervise.fish`.
+    """
+    completes = get_completion_class(shell)
+    assert completes is not None, "click knows these shells"
+    click.echo(completes(main, {}, "tsupervise", "_TSUPERVISE_COMPLETE").source())

@@ -258,6 +258,22 @@ class Client:
         """Whether the connection is gone for good. A client does not come back from that."""
         return self._lifeline.failure is not None
 
+    async def wait_connected(self, connected: bool = True) -> None:
+        """Wait until there is a connection, or, if `connected` is false, until it is being recovered.
+
+        It also returns when the connection is gone for good, see `is_lost`.
+        """
+        await trio.lowlevel.checkpoint()
+        await self._lifeline.wait_connected(connected)
+
+    def give_up(self, reason: str) -> None:
+        """End the connection for good, as when nobody wants to wait for it to come back. The session lives on.
+
+        Args:
+            reason: for the text of ConnectionLost.
+        """
+        self._lifeline.fail(reason)
+
     def raise_if_lost(self) -> None:
         """Raise ConnectionLost, with the reason, if the connection is gone for good."""
         if self._lifeline.failure is not None:

@@ -14,6 +14,7 @@ import trio
 
 from ._background import open_background
 from ._connection import Connection
+from ._discovery import announced
 from ._http_door import HttpDoor, Respond, Upgrade
 from ._inherited import heeded
 from ._listen_address import ListenAddress, TcpAddress
@@ -137,9 +138,7 @@ async def _listen(address: TcpAddress) -> trio.SocketListener:
 
 async def _serve_listener(supervisor: Supervisor, listener: trio.SocketListener) -> None:
     host, port = listener.socket.getsockname()[:2]
-    supervisor.listen = f"ws://{_authority(host, port)}"
-    print(supervisor.listen, flush=True)
-    log.info("listening at %s", _authority(host, port))
+    url = supervisor.listen = f"ws://{_authority(host, port)}"
 
     async def serve(accepted: trio.SocketStream) -> None:
         # A bug of ours in one connection must not end the others.
@@ -148,7 +147,11 @@ async def _serve_listener(supervisor: Supervisor, listener: trio.SocketListener)
         except* Exception:
             log.exception("a connection failed inside the server")
 
-    await trio.serve_listeners(serve, [listener])
+    # A few system calls on small files in memory, before anybody is served and after everybody was.
+    with announced(url):
+        print(url, flush=True)
+        log.info("listening at %s", _authority(host, port))
+        await trio.serve_listeners(serve, [listener])
 
 
 async def _serve_socket(supervisor: Supervisor, sock: socket.socket) -> None:
