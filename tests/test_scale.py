@@ -375,14 +375,16 @@ async def test_connections_beyond_the_descriptors_wait_and_harm_nobody(tmp_path:
     os.geteuid() != 0 or shutil.which("setpriv") is None,
     reason="needs root and setpriv, to start a daemon as a user who has nothing else running",
 )
-async def test_starts_beyond_the_users_processes_are_refused() -> None:
+async def test_starts_beyond_the_users_processes_are_refused(tmp_path: Path) -> None:
     """When the user may have no more processes, starts are refused until one has ended, and keep nothing."""
     marker = new_marker()
     # The limit does not bind root. The one capability that stays lets it read this Python, wherever it lies.
     user = [f"--reuid={LONELY_USER}", f"--regid={LONELY_USER}", "--clear-groups"]
     may_read = ["--inh-caps=-all,+dac_read_search", "--ambient-caps=+dac_read_search"]
     command = ["prlimit", "--nproc=8", "setpriv", *user, *may_read, *command_of("ours")]
-    with running(start_daemon(command=command)) as daemon:
+    os.chown(tmp_path, LONELY_USER, LONELY_USER)
+    env = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
+    with running(start_daemon(command=command, env=env)) as daemon:
         server = listening_pid(daemon)
         async with connect(daemon.url) as peer:
             await one_shots(peer, range(10), "true", window=1)
