@@ -34,6 +34,7 @@ def pytest_configure() -> None:
     # Children inherit what is ignored, and `nohup pytest` or `pytest &` must show the same as `pytest`.
     for number in (signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
