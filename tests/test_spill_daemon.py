@@ -378,6 +378,7 @@ async def test_a_forgotten_process_gives_its_place_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("directory", "reason"),
     [
+        ("", "No such file or directory (os error 2)"),
         ("/no/such/place", "No such file or directory (os error 2)"),
         ("/dev/null", "it is not a directory"),
         ("/proc/self", "(os error "),

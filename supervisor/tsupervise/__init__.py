@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .client import Client, connect, open_client
     from .embedded import open_supervisor
     from .errors import (
+        CannotSpill,
         ConnectFailed,
         ConnectionLost,
         NotSupported,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .events import Closed, Event, Exited, Lost, Output
 
 __all__ = [
+    "CannotSpill",
     "Client",
     "Closed",
     "ConnectFailed",
@@ -56,6 +58,7 @@ _HOMES = {
     "client": ("Client", "connect", "open_client"),
     "embedded": ("open_supervisor",),
     "errors": (
+        "CannotSpill",
         "ConnectFailed",
         "ConnectionLost",
         "NotSupported",
