@@ -378,6 +378,7 @@ async def test_a_forgotten_process_gives_its_place_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("directory", "reason"),
     [
+        ("", "No such file or directory (os error 2)"),
         ("/no/such/place", "No such file or directory (os error 2)"),
         ("/dev/null", "it is not a directory"),
         ("/proc/self", "(os error "),
@@ -421,21 +422,23 @@ async def test_the_throughput_of_a_flood_is_printed(tmp_path: Path, long_profile
     """The same flood with a file and without one, while nobody listens: both are taken to their end."""
     size = 1 << 30 if long_profile else 128 * MIB
     rates: dict[str, list[float]] = {"without": [], "with": []}
+    (tmp_path / "end").mkdir()
     with (
         gate_at(tmp_path) as gate,
+        gate_at(tmp_path / "end") as end,
         running(start_daemon("ours")) as plain,
         running(
             start_daemon("ours", "--spill-dir", str(tmp_path), "--spill-bytes", str(2 << 30))
         ) as spilling,
     ):
-        argv = ("sh", "-c", f"read x <{gate.path}; head -c {size} /dev/zero; echo >{gate.path}")
+        argv = ("sh", "-c", f"read x <{gate.path}; head -c {size} /dev/zero; echo >{end.path}")
         for _ in range(3 if long_profile else 1):
             for name, daemon in (("without", plain), ("with", spilling)):
                 async with connect(daemon.url) as peer:
                     (await peer.start("p", *argv)).ok()
                 gate.open()
                 began = time.perf_counter()
-                await gate.until_opened()
+                await end.until_opened()
                 rates[name].append(size / 1e6 / (time.perf_counter() - began))
     best = {name: round(max(values)) for name, values in rates.items()}
     print(f"MB/s: {best}, ratio {best['with'] / best['without']:.2f}")

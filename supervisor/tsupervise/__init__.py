@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .completed import Completed
     from .embedded import open_supervisor
     from .errors import (
+        CannotSpill,
         CommandCrashed,
         CommandFailed,
         ConnectFailed,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from .events import Closed, Event, Exited, Lost, Output
 
 __all__ = [
+    "CannotSpill",
     "Client",
     "Closed",
     "CommandCrashed",
@@ -77,6 +79,7 @@ _HOMES = {
     "completed": ("Completed",),
     "embedded": ("open_supervisor",),
     "errors": (
+        "CannotSpill",
         "CommandCrashed",
         "CommandFailed",
         "ConnectFailed",

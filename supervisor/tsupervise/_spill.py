@@ -191,13 +191,15 @@ class Spill:
 
     async def _move(self, scope: trio.CancelScope) -> None:
         """Move the oldest output until no more is in memory than should be."""
+        failed = False
         with scope:
             try:
-                while not self._over and (batch := self._batch()):
-                    if not await self._write(batch):
+                while not self._over and not failed and (batch := self._batch()):
+                    if await self._write(batch):
+                        self._commit(batch)
+                    else:
                         self._lose_excess()
-                        break
-                    self._commit(batch)
+                        failed = True
             except SpillFileClosed:
                 assert self._over, "a file is closed when it is given up"
             except Exception:
@@ -207,8 +209,9 @@ class Spill:
         self._moving = None
         self._wants_out = False
         self.wake()
-        # What has been added since the last look may be too much by now.
-        self.appended()
+        if not failed:
+            # What has been added since the last look may be too much by now.
+            self.appended()
 
     def _batch(self) -> list[Chunk]:
         excess_bytes, excess_chunks = self._excess_bytes, self._excess_chunks

@@ -201,10 +201,10 @@ def check_directory(directory: str) -> str:
     Raises:
         CannotSpill: not there, not a directory, not writable, or a file system without holes.
     """
-    directory = os.path.abspath(directory)
     try:
         if not stat.S_ISDIR(os.stat(directory).st_mode):
             raise CannotSpill(f"cannot spill into {directory}: it is not a directory")
+        directory = os.path.abspath(directory)
         _remove_stale(directory)
         fd = _create(directory)
     except OSError as error:
