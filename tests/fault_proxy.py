@@ -63,7 +63,7 @@ class FaultProxy:
     delay_s: float = 0.0
     """Each piece waits so long before it is passed on."""
     hold_s: float = math.inf
-    """How long an end is held open that hears nothing of a cut, if `close_held` is not called before."""
+    """How long a server hears nothing of a half-open cut, if `close_held` is not called before."""
     _refuse_until: float = 0.0
     _fuse: _Fuse | None = None
     _carrying: set[_Carried] = field(default_factory=set[_Carried])
@@ -138,7 +138,7 @@ class FaultProxy:
             for stream in {near, far} - {held}:
                 _close(stream, connection.how)
             if held is not None:
-                with trio.move_on_after(self.hold_s):
+                with trio.move_on_after(self.hold_s if held is far else math.inf):
                     await self._let_go.wait()
         finally:
             self._carrying.discard(connection)
@@ -165,9 +165,11 @@ class FaultProxy:
                 await sink.send_all(data[: fuse.after_bytes])
                 if fuse.stall_s:
                     self.stall()
-                    await trio.sleep(fuse.stall_s)
+                    try:
+                        await trio.sleep(fuse.stall_s)
+                    finally:
+                        self.flow()  # whoever waited for this is cut before it can pass anything on
                 self.cut(fuse.for_s, fuse.how)
-                self.flow()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # a reset is an end like any other
         connection.scope.cancel()

@@ -472,7 +472,7 @@ async def converse(daemon: Daemon, *, cuts: int, seed: int) -> None:
     with trio.fail_after(PATIENCE_S + cuts):
         async with (
             fault_proxy(daemon.address) as proxy,
-            connect(proxy.url, silence_s=0.5) as client,
+            connect(proxy.url, silence_s=0.3) as client,
             client.open_process(["cat"], pipe_stdin=True) as process,
         ):
             # What the server hears nothing of lasts so long that its session is refused at first.

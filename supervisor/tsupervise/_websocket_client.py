@@ -145,11 +145,11 @@ async def open_websocket_channel(
         silence_s: how long the server may be silent before it is taken for gone, in seconds.
 
     Raises:
-        ConnectFailed: no connection came about within `CONNECT_S`, or this is no such URL.
+        ConnectFailed: no connection came about within `CONNECT_S` or `silence_s`, or this is no such URL.
     """
     try:
         address = Address.of(url)
-        with trio.fail_after(CONNECT_S) as limit:
+        with trio.fail_after(min(CONNECT_S, silence_s)) as limit:
             stream = await address.open_stream()
     except (OSError, ValueError, trio.TooSlowError) as error:
         raise ConnectFailed(f"cannot connect to {url!r}: {_say(error)}") from error
@@ -287,7 +287,7 @@ class _WatchedStream(trio.abc.Stream):
 def _say(error: Exception) -> str:
     match error:
         case trio.TooSlowError():
-            return f"no answer within {CONNECT_S:.0f} s"
+            return "no answer in time"
         case ConnectionRejected(status_code=status, body=body):
             detail = (body or b"").decode(errors="replace").strip()
             return f"the server answered HTTP {status}{detail and ': ' + detail}"
