@@ -687,6 +687,36 @@ async def test_more_early_events_than_there_is_room_for_are_asked_for_again() ->
         assert_complete(await collect(process))
 
 
+@pytest.mark.case(109)
+async def test_an_attempt_that_fails_half_way_leaves_all_of_it_to_the_next() -> None:
+    """A process that had caught up when the attempt failed has gone on since, and is asked for again."""
+
+    async def first(script: Script) -> None:
+        await script.handshake()
+        await script.start()
+        await script.start()
+
+    async def second(script: Script) -> None:
+        await resume(script)
+        await script.answer(await expect_catch_up(script, "p", 0), state(2, 1))
+        await expect_catch_up(script, "q", 0)
+
+    async def third(script: Script) -> None:
+        await resume(script)
+        await script.answer(await expect_catch_up(script, "p", 1), state(4, 2, exit_code=0, closed=False))
+        await script.answer(await expect_catch_up(script, "q", 0), state(3, exit_code=0, closed=True))
+        await script.closed("p", 4)
+        await script.until_gone()
+
+    plays = connections(first, second, third)
+    async with scripted_server(plays) as url, connect(url) as client:
+        process = await client.start(["true"], process_id="p")
+        other = await client.start(["true"], process_id="q")
+        with trio.fail_after(5):
+            assert [event.seq for event in await collect(process)] == [1, 2, 3, 4]
+            await other.wait_closed()
+
+
 async def test_a_slow_reader_of_one_process_holds_up_no_recovery() -> None:
     """Another process catches up and ends, whatever of the lossless one lies unread; and that is lossless still."""
 

@@ -133,6 +133,8 @@ class Lifeline:
         """Open a link, get it ready, and hold it until it ends."""
         async with self._open_channel() as channel, open_background(outlast_cancel=False) as tasks:
             link = Link(channel, self._processes, self._on_end)
+            # Anew for each attempt: what the last one had caught up with has gone on without a connection since.
+            self._processes.begin_to_miss()
             tasks.start_soon(link.receive)
             tasks.start_soon(link.send)
             tasks.start_soon(link.watch)
@@ -158,7 +160,6 @@ class Lifeline:
         assert disconnect is not None, "this is called because it has ended"
         if self._recovery.disconnected(link.generation, disconnect, trio.current_time()):
             logger.info("the connection is lost: %s", disconnect)
-            self._processes.disconnected()
             self._announce()
 
     def _announce(self) -> None:

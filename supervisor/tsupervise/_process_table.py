@@ -67,8 +67,8 @@ class ProcessTable:
                 self.forget(process)
         return process if process.is_read_too_slowly else None
 
-    def disconnected(self) -> None:
-        """The connection is gone: from here on each process misses events, until it has caught up."""
+    def begin_to_miss(self) -> None:
+        """There was no connection, so that each process misses events, until it has caught up."""
         for process in self._by_id.values():
             process.begin_to_miss()
 
