@@ -39,8 +39,8 @@ from tsupervise import (
     connect,
 )
 
-PATIENCE_S = 30.0
-"""For one history, which takes far less than a second."""
+PATIENCE_S = 15.0
+"""For one history, which takes less than a second."""
 
 SILENCE_S = 0.3
 """For a server that hears nothing more to be taken for gone."""
@@ -350,7 +350,7 @@ def test_whatever_happens_to_the_connection_nothing_is_lost_or_doubled(
         max_examples=2000 if long_profile else 25,
         deadline=None,
         database=None,
-        phases=(Phase.generate, Phase.shrink),
+        phases=(Phase.generate,),  # what depends on time does not get smaller
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
     @given(history=histories())

@@ -175,6 +175,24 @@ async def test_a_server_that_falls_silent_is_come_back_to(autojump_clock: trio.t
     ]
 
 
+@pytest.mark.case(104)
+async def test_an_exit_does_not_wait_for_ever_for_a_word_on_the_sandbox(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A server that lives and does not answer the one question leaves that open, and the end of the process not."""
+
+    async def play(script: Script) -> None:
+        await script.handshake()
+        p = await script.start()
+        await script.exited(p, 1, sandboxDenied=None)
+        await script.closed(p, 2)
+        await trio.sleep_forever()
+
+    async with scripted_client(play) as client:
+        process = await client.start(["true"])
+        assert [event async for event in process.events()] == [Exited(1, 0), Closed(2)]
+
+
 async def test_a_server_that_leaves_the_catching_up_open_is_left(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -54,6 +54,9 @@ WRITE_BYTES = 65536
 END_S = 5.0
 """How long the end of a process may take at the end of its block, before the caller goes on without it."""
 
+DENIAL_S = 5.0
+"""How long an exit is kept back for the server to tell whether a sandbox was in the way."""
+
 _REFUSED_WRITES: dict[WriteStatus, str] = {
     "stdinClosed": "it has ended, or its stdin is closed or /dev/null; start it with pipe_stdin or tty",
     "unknownProcess": "the server does not know it any more",
@@ -403,7 +406,7 @@ class RemoteProcess:
             return event
         async with self._asking_for_denial:
             if self._whole_exit is None:
-                with suppress(ServerRefused, ConnectionLost):
+                with suppress(ServerRefused, ConnectionLost), trio.move_on_after(DENIAL_S):
                     answer = answer or await self.read(after_seq=event.seq - 1, wait_ms=0)
                 self._whole_exit = replace(event, sandbox_denied=answer and answer.sandbox_denied)
         return self._whole_exit
