@@ -40,8 +40,8 @@ HEARTBEAT_S = 20.0
 behind it unseen, and servers take who sends no pong for 60 s for gone."""
 
 SILENCE_S = 45.0
-"""How long a server may say nothing, not even a pong, before it is taken for gone. Three missed answers of a server
-that would answer within 15 s."""
+"""How long a server may say nothing before it is taken for gone. A third of it passes before it is pinged, the rest
+is for the answer; any byte will do for one."""
 
 ENDED_WITHOUT_CLOSE = 1006
 """The code of a connection that ended without a close frame (RFC 6455, 7.1.5)."""
@@ -62,6 +62,7 @@ class WebSocketChannel:
         self._stream = stream
         self._silence_s = silence_s
         self._is_receiving = False
+        self._is_pinging = False
         self._is_gone = False
 
     @property
@@ -118,15 +119,17 @@ class WebSocketChannel:
                 await trio.sleep(tick_s)
                 # Who does not take messages, because a reader is slow, hears nothing whoever speaks.
                 silent = silent + 1 if self._is_receiving and self._stream.heard == heard else 0
-                if silent == PING_TICK:
+                # One that is not answered yet, or not even sent, asks for all that follow.
+                if silent >= PING_TICK and not self._is_pinging:
+                    self._is_pinging = True
                     pings.start_soon(self._ping)
             self._is_gone = True
             pings.cancel_scope.cancel()
 
     async def _ping(self) -> None:
-        # Not sent if a send is stuck, which comes to the same: the server is silent and takes nothing either.
-        with trio.move_on_after(self._silence_s), suppress(ConnectionClosed):
+        with suppress(ConnectionClosed):
             await self._connection.ping()
+            self._is_pinging = False
 
     async def aclose(self, code: CloseCode, reason: str) -> None:
         with trio.move_on_after(0 if self._is_gone else CLOSE_S, shield=True):
