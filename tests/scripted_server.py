@@ -30,6 +30,10 @@ from tsupervise.client import _open as open_client_over  # pyright: ignore[repor
 ENVIRONMENT = {"shell": {"name": "sh", "path": "/bin/sh"}, "cwd": "file:///tmp", "capabilities": {}}
 
 
+PATIENCE_S = 36_000.0
+"""How long a block with a `scripted_client` may take, in virtual seconds."""
+
+
 class Ear(trio.abc.Stream):
     """The stream of a server that can fall silent: what comes then is written down, and nothing answers it."""
 
@@ -206,7 +210,8 @@ async def scripted_client(
 ) -> AsyncGenerator[Client]:
     """A client of a server that runs a script against each connection. The scripts are cancelled at the end.
 
-    Nothing is buffered in between: a send waits until the other side has received all of it.
+    Nothing is buffered in between: a send waits until the other side has received all of it. The block may take
+    `PATIENCE_S`, which is meant for virtual time.
     """
 
     async def serve(stream: trio.abc.Stream) -> None:
@@ -225,7 +230,8 @@ async def scripted_client(
         async with open_channel_over(near, Address.of("ws://script"), deadline, silence_s) as channel:
             yield channel
 
-    async with trio.open_nursery() as scripts:
-        async with open_client_over(open_channel, "tests", None, recovery_s) as client:
-            yield client
-        scripts.cancel_scope.cancel()
+    with trio.fail_after(PATIENCE_S):
+        async with trio.open_nursery() as scripts:
+            async with open_client_over(open_channel, "tests", None, recovery_s) as client:
+                yield client
+            scripts.cancel_scope.cancel()
