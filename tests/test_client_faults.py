@@ -349,7 +349,7 @@ def test_whatever_happens_to_the_connection_nothing_is_lost_or_doubled(
     descriptors = open_descriptors(pid)
 
     @settings(
-        max_examples=2000 if long_profile else 25,
+        max_examples=2000 if long_profile else 20,
         deadline=None,
         database=None,
         phases=(Phase.generate,),  # what depends on time does not get smaller
