@@ -8,7 +8,9 @@ last words, so that what must hold is the child's word and not the client's.
 from __future__ import annotations
 
 import base64
+import os
 import random
+import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -347,7 +349,7 @@ def test_whatever_happens_to_the_connection_nothing_is_lost_or_doubled(
     descriptors = open_descriptors(pid)
 
     @settings(
-        max_examples=2000 if long_profile else 25,
+        max_examples=2000 if long_profile else 20,
         deadline=None,
         database=None,
         phases=(Phase.generate,),  # what depends on time does not get smaller
@@ -355,7 +357,12 @@ def test_whatever_happens_to_the_connection_nothing_is_lost_or_doubled(
     )
     @given(history=histories())
     def check(history: History) -> None:
-        trio.run(play, history, quiet_daemon, pid, descriptors, tally)
+        try:
+            trio.run(play, history, quiet_daemon, pid, descriptors, tally)
+        except BaseException:
+            for child in children_of(pid):  # else the next history would fail for it
+                os.kill(child, signal.SIGKILL)
+            raise
 
     check()
     print(", ".join(f"{count} {name}" for name, count in tally.items()))

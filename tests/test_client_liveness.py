@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import trio
 import trio.testing
 
 from scripted_server import Script, connections, expect_catch_up, resume, scripted_client, state
-from tsupervise import Client, Closed, ConnectionLost, Event, Exited, Output
+from tsupervise import Client, Closed, ConnectionLost, Event, Exited, Output, connect
 from tsupervise._calls import IN_ORDER_CALLS
 from tsupervise._event_order import MAX_EVENTS
 from tsupervise._lifeline import CATCH_UP_S
@@ -173,6 +175,32 @@ async def test_a_server_that_falls_silent_is_come_back_to(autojump_clock: trio.t
     assert events == [
         *(Output(1, "stdout", b"1\n"), Output(2, "stdout", b"x"), Exited(3, 0, None, False), Closed(4))
     ]
+
+
+async def test_a_server_may_be_silent_for_ever_if_that_is_wanted(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """With an infinite patience nothing is pinged, and nobody is given up."""
+
+    async def play(script: Script) -> None:
+        await script.handshake()
+        request = await script.expect("environment/status")
+        script.ear.is_deaf = True
+        await trio.sleep(HOUR_S)
+        assert PING not in [data[0] for _, data in script.ear.unheard]
+        await script.answer(request, {"status": "ready"})
+        await trio.sleep_forever()
+
+    async with scripted_client(play, silence_s=math.inf) as client:
+        assert (await client.call("environment/status")).status == "ready"
+
+
+@pytest.mark.parametrize("silence_s", [0, -1, math.nan])
+async def test_a_patience_that_is_none_is_refused(silence_s: float) -> None:
+    """The error says what would do, before anything is opened."""
+    with pytest.raises(ValueError, match="must be above 0"):
+        async with connect("ws://127.0.0.1:1", silence_s=silence_s):
+            pass
 
 
 @pytest.mark.case(104)

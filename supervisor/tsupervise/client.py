@@ -604,12 +604,15 @@ async def connect(
         recovery_s: how long the client tries to come back after each disconnect, in seconds, before it
             fails for good; 0 to fail at once.
         silence_s: how long the server may say nothing, though it was pinged, before the connection is taken
-            for lost, in seconds.
+            for lost, in seconds; `math.inf` for never.
 
     Raises:
         ConnectFailed: nobody listens there, or not for this protocol, or no answer came in time.
         ServerRefused: the handshake was refused, as with a session that is not known any more.
+        ValueError: `silence_s` is not above 0.
     """
+    if not silence_s > 0:
+        raise ValueError(f"silence_s must be above 0 (math.inf for never), got {silence_s!r}")
     opener = partial(open_websocket_channel, url, silence_s=silence_s)
     async with _open(opener, client_name, resume_session_id, recovery_s) as client:
         yield client
