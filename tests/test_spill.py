@@ -401,7 +401,10 @@ def test_what_is_retained_is_the_newest_in_one_piece(
             for process in ever:
                 await process.settle()
             check(space, retained, ever)
-            assert not retained.is_exceeded
+            with trio.fail_after(PATIENCE_S):
+                # The last to settle may have asked an older one to make room.
+                while retained.is_exceeded:  # noqa: ASYNC110 - in its own time
+                    await trio.sleep(0.001)
             for process in processes:
                 assert process.log.memory_bytes <= 8_000 + 4_000
                 if not disk.failures and process_bytes == total_bytes == 10**6:
