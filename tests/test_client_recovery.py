@@ -797,6 +797,52 @@ async def test_more_than_one_answer_holds_is_read_by_pages(lossless: bool) -> No
             assert_complete(await collect(process))
 
 
+async def test_a_page_that_is_overtaken_by_what_is_pushed_has_no_effect() -> None:
+    """A large answer takes its time, and what it tells of may have arrived by itself meanwhile."""
+
+    async def first(script: Script) -> None:
+        await script.handshake()
+        await script.output(await script.start(), 1)
+
+    async def second(script: Script) -> None:
+        await resume(script)
+        read = await expect_catch_up(script, "p", 1)
+        for pushed in range(2, 21):
+            await script.output("p", pushed)
+        await script.answer(read, {**state(10, *range(2, 10)), "more": True, "lastSeq": 20})
+        await script.answer(await script.expect("process/terminate"), {"running": True})
+        await script.exited("p", 21)
+        await script.closed("p", 22)
+        await script.until_gone()
+
+    with trio.fail_after(PATIENCE_S):
+        async with scripted_server(connections(first, second)) as url, connect(url) as client:
+            process = await client.start(["true"], process_id="p")
+            await client.wait_connected(False)
+            assert await process.terminate()
+            assert_complete(await collect(process))
+
+
+async def test_of_two_tasks_that_attach_to_one_process_none_waits_for_the_other_for_ever() -> None:
+    """They share its handle; when the one that asked for it is cancelled, the other is told."""
+
+    async def play(script: Script) -> None:
+        await script.handshake()
+        await script.expect("process/read")
+        asked.set()
+        await script.until_gone()
+
+    asked = trio.Event()
+    with trio.fail_after(PATIENCE_S):
+        async with scripted_server(play) as url, connect(url) as client, trio.open_nursery() as nursery:
+            nursery.start_soon(client.attach, "p")
+            await asked.wait()
+            process = await client.attach("p")
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True), pytest.raises(ProcessFailed, match="attach again"):
+                await process.wait()
+
+
 @pytest.mark.case(111)
 async def test_a_process_that_the_server_has_forgotten_fails_alone() -> None:
     """`unknown process id` while catching up concerns one process; it is terminated, which frees its id."""

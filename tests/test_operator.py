@@ -16,6 +16,7 @@ import trio.testing
 
 from daemons import Daemon, running, start_daemon
 from in_process import open_house
+from tsupervise._session import END_S
 from wire import Answer, Peer, connect, write_params
 
 pytestmark = pytest.mark.ours_only("methods of our own")
@@ -207,6 +208,28 @@ async def test_an_operator_ends_another_session_and_its_holder_is_sent_away(daem
         assert (closed.code, "ended by an operator" in (closed.reason or "")) == (1001, True)
         assert (await operator.request("session/end", {"sessionId": "no such"})).code == -32600
         assert (await operator.request("session/end", {"sessionId": owner.session_id})).code == -32600
+
+
+@pytest.mark.case(121)
+async def test_a_session_ends_though_the_connection_that_asked_for_it_is_lost_meanwhile(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its holder is sent away, and neither it nor its processes are left for ever half ended."""
+    async with open_house() as house:
+        owner, operator = await house.connect(), await house.connect()
+        (await owner.start("p")).ok()
+        session = house.supervisor.sessions[0]
+        # A child that a signal does not end at once, as in the middle of a system call.
+        monkeypatch.setattr(house.children[0].group, "signal", lambda number: None)  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+        await operator.send("session/end", {"sessionId": session.session_id})
+        await trio.testing.wait_all_tasks_blocked()
+        await operator.drop()
+        house.children[0].end(137, 9)
+        await owner.until_closed("p")
+        with trio.fail_after(END_S):
+            await session.over.wait()
+            await owner.gone.wait()
+        assert session not in house.supervisor.sessions
 
 
 @pytest.mark.case(121)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import signal
 import socket
 import subprocess
@@ -415,3 +416,11 @@ def test_the_door_is_there_without_an_import_of_its_own() -> None:
     text = "import sys, tsupervise; print('trio' in sys.modules); print(tsupervise.sync.connect.__module__)"
     ended = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
     assert ended.stdout.split() == ["False", "tsupervise.sync"]
+
+
+def test_connect_takes_what_the_async_one_takes() -> None:
+    """Whatever can be said of a connection there can be said here, and how long to wait for it besides."""
+    here, there = (
+        inspect.signature(connect).parameters for connect in (tsupervise.sync.connect, tsupervise.connect)
+    )
+    assert dict(here) == {**there, "timeout": here["timeout"]}

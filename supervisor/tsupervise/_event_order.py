@@ -179,6 +179,8 @@ class EventOrder:
     def skip(self, last_seq: int, exited: Exited | None, closed: bool) -> bool:
         """Count all events up to a number as published, without having them; return whether any was.
 
+        None is if they have arrived since the server was asked.
+
         Args:
             last_seq: the highest number in use, as the server says.
             exited: the exit, if it is among them.
@@ -187,10 +189,10 @@ class EventOrder:
         Raises:
             MalformedMessage: the numbers contradict each other, or what came before.
         """
-        if self.closed:
+        if last_seq <= self.last:
             return False
-        if last_seq <= self.last or (closed and exited is None):
-            raise MalformedMessage(f"lastSeq {last_seq} cannot be, {self.last} events are known")
+        if closed and exited is None:
+            raise MalformedMessage(f"it is closed at number {last_seq}, and has not exited")
         if exited is not None and (
             not 0 < exited.seq <= last_seq - closed or (self.exited is None and exited.seq <= self.last)
         ):

@@ -92,6 +92,7 @@ class Session:
         self._nursery: trio.Nursery | None = None
         self._ending = False
         self._ended = False
+        self._farewell = ""
         self._expires_at = inf
         self._closed: deque[tuple[float, Process]] = deque()
         """When to forget which closed process; rising, for all are kept equally long."""
@@ -120,6 +121,8 @@ class Session:
                 self._forget(process)
             self.over.set()
             log.info("session %s ended", self.session_id)
+            if self.holder is not None and self._farewell:
+                self.holder.dismiss(self._farewell)
 
     async def _keep_time(self) -> None:
         """Forget closed processes when their time is over; return when the session's is."""
@@ -172,6 +175,8 @@ class Session:
 
     def _let_time_run(self) -> None:
         """Without a holder it ends after a time; a kept one only once it has nothing left."""
+        if self._ending:
+            return
         kept = self.kept and not self._is_empty
         self._expires_at = inf if kept else trio.current_time() + self._settings.detached_ttl_s
         self._times_changed.unpark_all()
@@ -179,21 +184,27 @@ class Session:
     async def end(self, farewell: str) -> None:
         """End it now: kill every process, let the holder hear of each, then forget them all.
 
+        Cancelled, as by the loss of the connection that asked for it, it ends nonetheless.
+
         Args:
             farewell: with this reason the holder is sent away at the end; "" for not at all.
         """
-        self._ending = True
-        for process in list(self._processes.values()):
-            process.terminate()
+        self._farewell = self._farewell or farewell
+        if not self.ended:
+            assert self._nursery is not None, "a session is opened when its nursery is"
+            self._ending = True
+            for process in self._processes.values():
+                process.terminate()
+            self._nursery.start_soon(self._expire_when_closed)
+        await self.over.wait()
+
+    async def _expire_when_closed(self) -> None:
         with trio.move_on_after(END_S):
             for process in list(self._processes.values()):
                 while process.state not in (State.CLOSED, State.GONE):
                     await process.wait_changed()
         self._expires_at = -inf
         self._times_changed.unpark_all()
-        await self.over.wait()
-        if self.holder is not None and farewell:
-            self.holder.dismiss(farewell)
 
     # --- its processes ---------------------------------------------------------------------------
 

@@ -488,6 +488,8 @@ class Client:
                 process.catch_up(await self.call("process/read", process.ask_for_missed()))
         except BaseException as error:
             self._processes.forget(process)
+            # Another task may have asked for the same process and got this handle of it.
+            process.fail("to attach to it came to nothing; attach again")
             if isinstance(error, ServerRefused) and error.code == ErrorCode.INVALID_REQUEST:
                 raise NoSuchProcess(process_id, error.message) from None
             if isinstance(error, WindowLost | EventOverflow | MalformedMessage):

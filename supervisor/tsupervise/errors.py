@@ -116,7 +116,8 @@ class OutputLost(TsuperviseError):
     def __init__(self, process_id: str, first_seq: int, seq: int) -> None:
         super().__init__(
             f"process {process_id!r}: events {first_seq} to {seq} came faster than they were read, and are "
-            f"retained no more; read faster, start it with lossless=True, or run the daemon with --spill-dir"
+            "retained no more; read faster, start it with lossless=True, or let the daemon retain more "
+            "(--spill-dir, --spill-bytes)"
         )
         self.process_id = process_id
         self.first_seq = first_seq

@@ -28,6 +28,7 @@ from ._recovery import RECOVERY_S
 from ._remote_process import RemoteProcess
 from ._run_command import MAX_OUTPUT_BYTES
 from ._settings import Settings
+from ._websocket_client import SILENCE_S
 from .client import RunOptions, StartOptions
 from .completed import Completed
 from .events import Event
@@ -51,6 +52,7 @@ def connect(
     client_name: str = "tsupervise",
     resume_session_id: str | None = None,
     recovery_s: float = RECOVERY_S,
+    silence_s: float = SILENCE_S,
     timeout: float | None = None,
 ) -> Client:
     """Connect to a server; see `tsupervise.connect` for what is common to both.
@@ -61,7 +63,11 @@ def connect(
     return Client(
         LoopThread(
             lambda: async_client.connect(
-                url, client_name=client_name, resume_session_id=resume_session_id, recovery_s=recovery_s
+                url,
+                client_name=client_name,
+                resume_session_id=resume_session_id,
+                recovery_s=recovery_s,
+                silence_s=silence_s,
             ),
             timeout,
         )
