@@ -403,7 +403,7 @@ def test_what_is_retained_is_the_newest_in_one_piece(
             check(space, retained, ever)
             with trio.fail_after(PATIENCE_S):
                 # The last to settle may have asked an older one to make room.
-                while retained.is_exceeded:  # noqa: ASYNC110 - in its own time
+                while retained.is_exceeded:
                     await trio.sleep(0.001)
                     for process in processes:
                         # One that has lost its file gives up its share when it writes next.
