@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 
+from ._cgroup import end_subtree, subtree_of
 from ._inherited import heeded, own_environment
 
 KEPT_BY = "--kept-by="
@@ -44,12 +45,15 @@ def keep(arguments: list[str]) -> int:
         setsigmask=(),
         setsigdef=[signal.SIGINT, signal.SIGPIPE],
     )
+    subtree = subtree_of(daemon)
     while True:
         received = signal.sigwaitinfo(awaited)
         if received.si_signo == signal.SIGCHLD:
             code = _reap(daemon)
             if code is not None:
+                end_subtree(subtree)
                 _end_what_is_left()
+                end_subtree(subtree)  # what was in it is dead now
                 return code
         elif received.si_code != _SI_KERNEL:
             # A terminal's signal goes to its whole foreground group, so the daemon has it already.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 
 import msgspec
 import trio
@@ -28,12 +29,13 @@ from tsupervise_protocol.messages import (
     WriteStatus,
 )
 
+from ._containment import Enclosure
 from ._event_log import Event, EventLog
 from ._fd import READ_BYTES, Fd
 from ._lifecycle import Lifecycle, State, Step
 from ._outbox import MAX_FEED_BYTES, Feed, Outbox
 from ._retained_total import RetainedTotal
-from ._spawn import Child, ProcessGroup
+from ._spawn import Child
 from ._stdin_queue import StdinQueue
 
 DRAIN_BYTES = 1 << 20
@@ -73,10 +75,17 @@ class Process:
         uid: the daemon's name for it, never given twice.
         event_log: where its output is numbered and retained.
         retained: the daemon's account of all retained output.
+        sweep_later: sees to it that what a closed process has left behind is killed.
     """
 
     def __init__(
-        self, params: StartParams, uid: str, event_log: EventLog, retained: RetainedTotal, max_feed_bytes: int
+        self,
+        params: StartParams,
+        uid: str,
+        event_log: EventLog,
+        retained: RetainedTotal,
+        max_feed_bytes: int,
+        sweep_later: Callable[[Enclosure], None],
     ) -> None:
         self.params = params
         self.uid = uid
@@ -86,6 +95,7 @@ class Process:
         self.start_scope = trio.CancelScope()
         """Around the wait of a start that does not spawn at once; cancelled to give the start up."""
         self._retained = retained
+        self._sweep_later = sweep_later
         self._max_feed_bytes = max(1, min(MAX_FEED_BYTES, max_feed_bytes))
         self._feed: Feed | None = None
         self._child: Child | None = None
@@ -141,6 +151,8 @@ class Process:
                 self._record_exit(child)
                 if self._terminated:
                     nursery.cancel_scope.cancel()
+            if self._terminated:
+                await child.enclosure.sweep()
             self.lifecycle.take(Step.STREAMS_ENDED)
             child.reap()
             self._announce(self.log.record_close())
@@ -209,12 +221,6 @@ class Process:
         self.detach()
         self._changed.unpark_all()
         self._stdin_moved.unpark_all()
-
-    def left_behind(self) -> ProcessGroup | None:
-        """The process group, if the child is dead and other members of its group live."""
-        if self._child is None or self._child.group.is_empty():
-            return None
-        return self._child.group
 
     # --- who listens -----------------------------------------------------------------------------
 
@@ -397,8 +403,11 @@ class Process:
         child = self._child
         if child is None:
             return False
+        if self.state is State.CLOSED:
+            self._sweep_later(child.enclosure)
+            return False
         self._terminated = True
-        child.group.kill()
+        child.kill()
         if self.state is State.EXITED and self._nursery is not None:
             self._drain(child)
             self._nursery.cancel_scope.cancel()
@@ -407,7 +416,7 @@ class Process:
     def kill(self) -> None:
         """SIGKILL to whatever is left of the process; nothing else happens here."""
         if self._child is not None:
-            self._child.group.kill()
+            self._child.kill()
 
     def entry(self) -> ProcessEntry:
         """The row of this process in a list."""

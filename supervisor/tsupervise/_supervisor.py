@@ -24,6 +24,8 @@ from tsupervise_protocol.messages import (
 )
 
 from ._background import open_background
+from ._cgroup import open_subtree
+from ._containment import Containment
 from ._environment_info import environment_info
 from ._inherited import own_environment
 from ._process import Process
@@ -39,8 +41,11 @@ log = logging.getLogger(__name__)
 class Supervisor:
     """All sessions of one daemon. Made by `open_supervisor_core`, which also ends it."""
 
-    def __init__(self, settings: Settings, spawner: Spawner, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, settings: Settings, spawner: Spawner, containment: Containment, nursery: trio.Nursery
+    ) -> None:
         self.settings = settings
+        self.containment = containment
         self.inherited = own_environment()
         """What `inherit` in an envPolicy means."""
         self.environment: EnvironmentInfo = environment_info(__version__, OWN_CAPABILITIES, self.inherited)
@@ -71,7 +76,9 @@ class Supervisor:
             session = self._resume(holder, params.resume_session_id)
             session.client_name = params.client_name
             return session
-        session = Session(str(uuid.uuid4()), self.settings, self._spawner, self._retained, self._index)
+        session = Session(
+            str(uuid.uuid4()), self.settings, self._spawner, self._retained, self._index, self.containment
+        )
         session.client_name = params.client_name
         # Held from the first moment on: the time without a connection must not run before there was one.
         session.attach(holder)
@@ -165,6 +172,7 @@ class Supervisor:
         """SIGKILL to everything at once, without waiting for any of it: for leaving in a hurry."""
         for session in self._sessions.values():
             session.kill_all()
+        self.containment.kill_everything()
 
     @property
     def sessions(self) -> list[Session]:
@@ -184,9 +192,20 @@ def _operator_entry(session: Session, process: Process) -> OperatorEntry:
 
 @asynccontextmanager
 async def open_supervisor_core(
-    settings: Settings | None = None, spawner: Spawner = spawn
+    settings: Settings | None = None, spawner: Spawner = spawn, containment: Containment | None = None
 ) -> AsyncGenerator[Supervisor]:
-    """A supervisor for the time of the block; at its end every session ends and every process is killed."""
-    # Children of this nursery: the sessions.
-    async with open_background(outlast_cancel=False) as nursery:
-        yield Supervisor(settings or Settings(), spawner, nursery)
+    """A supervisor for the time of the block; at its end every session ends and every process is killed.
+
+    Args:
+        settings: times and bounds; the daemon's defaults if None.
+        spawner: starts children.
+        containment: how their descendants are found; None for what can be done inside another program.
+    """
+    if containment is None:
+        containment = Containment(owns_process=False, subtree=open_subtree())
+    try:
+        # Children of this nursery: the sessions.
+        async with open_background(outlast_cancel=False) as nursery:
+            yield Supervisor(settings or Settings(), spawner, containment, nursery)
+    finally:
+        containment.close()

@@ -13,7 +13,9 @@ from functools import partial
 import trio
 
 from ._background import open_background
+from ._cgroup import open_subtree
 from ._connection import Connection
+from ._containment import Containment
 from ._http_door import HttpDoor, Respond, Upgrade
 from ._inherited import heeded
 from ._listen_address import ListenAddress, TcpAddress
@@ -32,6 +34,9 @@ HEAD_TIMEOUT_S = 10.0
 
 BACKLOG = 1024
 """Connections that the kernel accepts for us while we are busy."""
+
+REAP_S = 0.5
+"""Seconds between looks at dead orphans. Not by SIGCHLD: that would wake the loop for every child that ends."""
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -81,7 +86,9 @@ async def _serve(options: ServerOptions) -> int:
                 watches.start_soon(_stop_on_stdin_end, serving)
             listener = None if options.listen == "stdio" else await _listen(options.listen)
             with serving:
-                async with open_supervisor_core(options.settings) as supervisor:
+                containment = Containment(owns_process=True, subtree=open_subtree())
+                watches.start_soon(_reap_orphans, containment)
+                async with open_supervisor_core(options.settings, containment=containment) as supervisor:
                     watches.start_soon(_stop_on_signal, signals, serving, supervisor)
                     if listener is None:
                         code = await _serve_stdio(supervisor)
@@ -100,6 +107,13 @@ async def _stop_on_signal(
             os._exit(0)
         log.info("%s: stopping", signal.Signals(number).name)
         serving.cancel()
+
+
+async def _reap_orphans(containment: Containment) -> None:
+    """Whoever daemonises below us becomes our child; when it has died, somebody must take it away."""
+    while True:
+        await trio.sleep(REAP_S)
+        containment.reap_orphans()
 
 
 async def _stop_on_stdin_end(serving: trio.CancelScope) -> None:

@@ -1,0 +1,107 @@
+"""The mark by which every descendant of a supervised process is known, whatever else it does to hide.
+
+It is a resource limit. Limits are inherited over every fork and exec, setsid and double forks included, and
+they are not in the environment, which belongs to the client and is often replaced. RLIMIT_RTTIME has an
+effect on nothing but real-time tasks, and at our values (146,000 years of CPU time) not on those either; a
+program may change its own, and the walk over ancestors, sessions and cgroups is for the few that do.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import secrets
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+
+_LIMIT = resource.RLIMIT_RTTIME
+
+# 62 bits that fit a limit: the top one says "ours", then who, then which session and process.
+_OURS = 1 << 62
+_DAEMON_BITS, _SESSION_BITS, _PROCESS_BITS = 18, 20, 24
+SESSION_MASK = ~((1 << _PROCESS_BITS) - 1)
+"""A tag with this is that of its session."""
+DAEMON_MASK = ~((1 << _PROCESS_BITS + _SESSION_BITS) - 1)
+"""A tag with this is that of its daemon."""
+
+
+class TagSpace:
+    """The tags of one supervisor: numbers that no other supervisor on the machine is likely to use."""
+
+    def __init__(self) -> None:
+        self.daemon = _OURS | secrets.randbelow(1 << _DAEMON_BITS) << (_PROCESS_BITS + _SESSION_BITS)
+        self._sessions = 0
+        self._processes = 0
+
+    def next_session(self) -> int:
+        """The tag of a new session. Numbers come round again after a million of them."""
+        self._sessions = self._sessions % ((1 << _SESSION_BITS) - 1) + 1
+        return self.daemon | self._sessions << _PROCESS_BITS
+
+    def next_process(self, session: int) -> int:
+        """The tag of a new process of a session. Numbers come round again after sixteen million of them."""
+        self._processes = self._processes % ((1 << _PROCESS_BITS) - 1) + 1
+        return session | self._processes
+
+
+def tags_work() -> bool:
+    """Whether this process may tag its children: not where its own limit is capped below."""
+    return resource.getrlimit(_LIMIT)[1] == resource.RLIM_INFINITY
+
+
+@contextmanager
+def inherited_tag(tag: int) -> Generator[None]:
+    """Let every child that this process starts meanwhile inherit a tag, from its first instruction on."""
+    before = resource.getrlimit(_LIMIT)
+    resource.setrlimit(_LIMIT, (tag, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(_LIMIT, before)
+
+
+def tag_process(pid: int, value: int) -> None:
+    """Tag a process that runs already; one that it has forked before stays without."""
+    try:
+        hard = resource.prlimit(pid, _LIMIT)[1]
+        resource.prlimit(pid, _LIMIT, (value, hard))
+    except (OSError, ValueError):
+        pass  # it is dead already, or has become another user's
+
+
+def tag_of(pid: int) -> int:
+    """The tag of a process; 0 if it has none that can be read."""
+    try:
+        value = resource.prlimit(pid, _LIMIT)[0]
+    except OSError:
+        return 0
+    return value if value > 0 and value & _OURS else 0
+
+
+def every_pid() -> Iterator[int]:
+    """All processes that /proc shows."""
+    return (int(name) for name in os.listdir("/proc") if name.isdigit())
+
+
+def children_of(pid: int) -> list[int]:
+    """The children of a process, whichever of its threads has forked them; [] if it is gone."""
+    children: list[int] = []
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+                children += map(int, file.read().split())
+    except OSError:
+        pass
+    return children
+
+
+def state_and_parent(pid: int) -> tuple[str, int]:
+    """The state letter of a process (`Z`: dead and not yet reaped; `X`: gone) and the number of its parent."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            text = file.read()
+    except OSError:
+        return "X", 0
+    # The name stands in brackets and may hold any character, brackets included.
+    state, parent = text[text.rfind(b")") + 2 :].split(None, 2)[:2]
+    return state.decode(), int(parent)
