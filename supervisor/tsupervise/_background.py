@@ -39,6 +39,8 @@ async def open_background(*, outlast_cancel: bool) -> AsyncGenerator[trio.Nurser
 
 async def _hold_tasks(shield: bool, task_status: trio.TaskStatus[trio.Nursery]) -> None:
     async with trio.open_nursery() as tasks:
-        tasks.cancel_scope.shield = shield
         task_status.started(tasks)
+        # Cancelled while it was opened, this task has not been handed over: shielded, it would never end.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        tasks.cancel_scope.shield = shield
         await trio.sleep_forever()
