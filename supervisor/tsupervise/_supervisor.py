@@ -192,7 +192,11 @@ def _operator_entry(session: Session, process: Process) -> OperatorEntry:
 
 @asynccontextmanager
 async def open_supervisor_core(
-    settings: Settings | None = None, spawner: Spawner = spawn, containment: Containment | None = None
+    settings: Settings | None = None,
+    spawner: Spawner = spawn,
+    containment: Containment | None = None,
+    *,
+    outlast_cancel: bool = False,
 ) -> AsyncGenerator[Supervisor]:
     """A supervisor for the time of the block; at its end every session ends and every process is killed.
 
@@ -200,12 +204,14 @@ async def open_supervisor_core(
         settings: times and bounds; the daemon's defaults if None.
         spawner: starts children.
         containment: how their descendants are found; None for what can be done inside another program.
+        outlast_cancel: whether the sessions go on until the block ends even if it is cancelled from outside,
+            so that a client in the block can end its processes in order.
     """
     if containment is None:
         containment = Containment(owns_process=False, subtree=open_subtree())
     try:
         # Children of this nursery: the sessions.
-        async with open_background(outlast_cancel=False) as nursery:
+        async with open_background(outlast_cancel=outlast_cancel) as nursery:
             yield Supervisor(settings or Settings(), spawner, containment, nursery)
     finally:
         containment.close()
