@@ -113,6 +113,10 @@ class Enclosure:
         self.kill()
         await self._containment.sweep(self.tag)
 
+    def forget(self) -> None:
+        """Nobody will sweep it any more, but with its session."""
+        self._containment.forgotten(self)
+
     def dispose(self) -> None:
         """The process is over. What it may have left behind stays known by its tag."""
         self.leader_was_reaped()
@@ -143,13 +147,11 @@ class Containment:
         self._subtree = subtree
         self._usable = subtree is not None
         self._tags = TagSpace()
-        self._enclosures: dict[int, Enclosure] = {}
-        """By tag, until their processes are over."""
         self._leaves: dict[int, Leaf] = {}
         """Control groups by tag, until they are empty and removed."""
         self._origins: set[int] = set()
-        """Where a stray may come from: the tags of processes that were not swept; once they are over, of their
-        sessions."""
+        """Where a stray may come from: the tags of processes that were not swept; once they are forgotten, of
+        their sessions."""
         self._strays: dict[int, frozenset[int]] = {}
         """Orphans without a tag, and where each may come from. They are children of ours: until they are reaped
         here, their numbers are their own."""
@@ -190,8 +192,7 @@ class Containment:
                 leaf = self._leaves[tag] = self._subtree.leaf(f"{tag & ~DAEMON_MASK:x}")
             except OSError as error:
                 self.lose_cgroups(error)
-        enclosure = self._enclosures[tag] = Enclosure(self, tag, leaf)
-        return enclosure
+        return Enclosure(self, tag, leaf)
 
     def started(self, enclosure: Enclosure) -> None:
         """There is a process in an enclosure."""
@@ -200,9 +201,11 @@ class Containment:
 
     def disposed(self, enclosure: Enclosure) -> None:
         """A process is over, or was never started."""
-        self._enclosures.pop(enclosure.tag, None)
         if enclosure.leaf is not None and enclosure.leaf.remove():
             self._leaves.pop(enclosure.tag, None)
+
+    def forgotten(self, enclosure: Enclosure) -> None:
+        """Nobody will ask for a process any more: what it may have left behind is its session's."""
         if enclosure.tag in self._origins:
             # It was not swept. One number for all such processes of a session: there may be millions.
             self._origins.remove(enclosure.tag)
@@ -242,7 +245,6 @@ class Containment:
                 log.error("something of %x does not die of SIGKILL", key & ~DAEMON_MASK)
         finally:
             self._sweeps.remove(sweep)
-        self._origins = {tag for tag in self._origins if not _key_of(tag, (key,))}
         for tag in [tag for tag in self._leaves if _key_of(tag, (key,))]:
             if self._leaves[tag].end():
                 del self._leaves[tag]
@@ -261,6 +263,9 @@ class Containment:
             self._keep_spares()
         for sweep in sweeps:
             sweep.is_clean = sweep.key not in hunt.keys
+        # Before the next look: what may come from nowhere else is its to find.
+        clean = {sweep.key for sweep in sweeps if sweep.is_clean}
+        self._origins = {tag for tag in self._origins if not _key_of(tag, clean)}
         await trio.lowlevel.checkpoint()
 
     def kill_everything(self) -> None:

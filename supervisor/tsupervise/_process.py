@@ -218,6 +218,8 @@ class Process:
         """Nobody will ask any more: the retention time is over, the start came to nothing, the session ends."""
         self.lifecycle.take(Step.FORGOTTEN)
         self._retained.forgotten(self.log)
+        if self._child is not None:
+            self._child.enclosure.forget()
         self.detach()
         self._changed.unpark_all()
         self._stdin_moved.unpark_all()
