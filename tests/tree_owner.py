@@ -77,15 +77,12 @@ async def roll_back(commands: list[list[str]]) -> None:
         print(core.containment.kind, flush=True)
         ours, theirs = memory_channels()
         tasks.start_soon(Connection(core, theirs).run)
-        async with open_client(ours) as client:
-            async with trio.open_nursery() as nursery:
-                for command in commands:
-                    nursery.start_soon(client.start, command)
-                await wait_for_line()
-                nursery.cancel_scope.cancel()
-                release.set()
-            print("ended", flush=True)
+        async with open_client(ours) as client, trio.open_nursery() as nursery:
+            for command in commands:
+                nursery.start_soon(client.start, command)
             await wait_for_line()
+            nursery.cancel_scope.cancel()
+            release.set()
 
 
 async def main(ending: str, kind: str, commands: list[list[str]]) -> None:
@@ -93,8 +90,8 @@ async def main(ending: str, kind: str, commands: list[list[str]]) -> None:
         _supervisor.open_subtree = lambda: None
     if ending == "rolled-back":
         await roll_back(commands)
-        return
-    await leave(commands, cancel=ending == "cancelled")
+    else:
+        await leave(commands, cancel=ending == "cancelled")
     print("ended", flush=True)
     await wait_for_line()
 

@@ -15,7 +15,7 @@ import os
 import select
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -25,6 +25,7 @@ import trio
 from ._cgroup import Leaf, Subtree
 from ._process_tag import (
     DAEMON_MASK,
+    GONE,
     SESSION_MASK,
     TagSpace,
     children_of,
@@ -33,8 +34,7 @@ from ._process_tag import (
     inherited_tag,
     parent_of,
     tag_of,
-    tag_process,
-    tags_work,
+    take_tag,
 )
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,9 @@ SWEEP_S = 5.0
 
 DEATH_S = 0.25
 """How long one look waits for those that it has killed, before the next one looks again."""
+
+LOOKS_IN_VAIN = 10
+"""Looks that must find nothing, where processes come and go so fast that one look may miss some."""
 
 MAX_AWAITED = 64
 """Of how many that it has killed one look awaits the death: descriptors are needed by others, too."""
@@ -75,21 +78,17 @@ class Enclosure:
     @contextmanager
     def around_spawn(self) -> Generator[None]:
         """A process that is started within is enclosed; call `started` next, with no await between."""
-        with inherited_tag(self.tag) if self._containment.owns_process else nullcontext():
+        with inherited_tag(self.tag):
             yield
 
     def started(self, pid: int) -> None:
         """The process is there, and will be reaped by its owner."""
         self.leader = pid
         self._containment.started(self)
-        if not self._containment.owns_process:
-            tag_process(pid, self.tag)
-            for descendant in descendants_of(pid):  # those that it has forked before
-                tag_process(descendant, self.tag)
         if self.leaf is not None:
             try:
                 self.leaf.join(pid)
-                for descendant in descendants_of(pid):
+                for descendant in descendants_of(pid):  # those that it has forked before
                     self.leaf.join(descendant)
             except ProcessLookupError:
                 pass  # it is dead already
@@ -127,21 +126,21 @@ class Enclosure:
 class _Sweep:
     key: int
     is_clean: bool = False
+    looks_in_vain: int = 0
+    """How often nothing was found in a row, though somebody may have slipped by."""
 
 
 class Containment:
     """All enclosures of one supervisor.
 
     Args:
-        owns_process: whether this whole process is a daemon of ours. In a program of somebody else's,
-            children are tagged only after their start (a child of that program's own, started in between,
-            would get the tag too), and their orphans go to whoever gets orphans there.
+        owns_process: whether this whole process is a daemon of ours. In a program of somebody else's
+            there are other children, and orphans go to whoever gets them there.
         subtree: where control groups are made; None for none.
     """
 
     def __init__(self, *, owns_process: bool, subtree: Subtree | None = None) -> None:
         self.is_subreaper = owns_process
-        self.owns_process = owns_process and tags_work()
         self.leaders: dict[int, int] = {}
         """Children that are watched and reaped by their owners, and by nobody else, and their tags."""
         self._subtree = subtree
@@ -158,6 +157,7 @@ class Containment:
         self._sweeps: list[_Sweep] = []
         self._looking = trio.Lock()
         self._spares: list[int] = []
+        self._somebody_fled = False
         self._refused: set[int] = set()
         """Processes that may not be killed, and of which this has been said."""
         self._keep_spares()
@@ -198,6 +198,12 @@ class Containment:
         """There is a process in an enclosure."""
         self.leaders[enclosure.leader] = enclosure.tag
         self._origins.add(enclosure.tag)
+        if not self.is_subreaper:
+            # What another thread of the program has started in the same moment is none of ours.
+            for pid in children_of(os.getpid()):
+                if pid not in self.leaders and tag_of(pid) == enclosure.tag:
+                    for stranger in (pid, *descendants_of(pid)):
+                        take_tag(stranger)
 
     def disposed(self, enclosure: Enclosure) -> None:
         """A process is over, or was never started."""
@@ -262,7 +268,8 @@ class Containment:
             hunt.release()
             self._keep_spares()
         for sweep in sweeps:
-            sweep.is_clean = sweep.key not in hunt.keys
+            sweep.looks_in_vain = 0 if sweep.key in hunt.keys else sweep.looks_in_vain + 1
+            sweep.is_clean = sweep.looks_in_vain >= (LOOKS_IN_VAIN if hunt.somebody_fled else 1)
         # Before the next look: what may come from nowhere else is its to find.
         clean = {sweep.key for sweep in sweeps if sweep.is_clean}
         self._origins = {tag for tag in self._origins if not _key_of(tag, clean)}
@@ -279,15 +286,19 @@ class Containment:
         if self.is_subreaper:
             self._with_room(self._reap)
 
-    def _reap(self) -> None:
+    def _reap(self, keys: Iterable[int] = ()) -> set[int]:
+        """Reap orphans; note where those that live come from, and return the keys of the dead."""
         orphans = set(self._orphans())
+        keys_of_dead: set[int] = set()
         for pid in orphans.copy():
+            self._origins_of(pid)
+            key = self._key_of_orphan(pid, keys)
             with suppress(ChildProcessError):
                 if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG) is not None:
                     orphans.remove(pid)
+                    keys_of_dead.add(key)
         self._strays = {pid: origins for pid, origins in self._strays.items() if pid in orphans}
-        for pid in orphans:
-            self._origins_of(pid)
+        return keys_of_dead
 
     def close(self) -> None:
         """Remove what is left of control groups."""
@@ -299,7 +310,13 @@ class Containment:
 
     def _look(self, keys: set[int]) -> _Hunt:
         """Find and kill, without waiting, everything that belongs to one of the keys."""
-        return self._hunt(keys, lambda: self._suspects(keys))
+        self._somebody_fled = False
+        hunt = self._hunt(keys, lambda: self._suspects(keys))
+        hunt.somebody_fled = self._somebody_fled
+        if self.is_subreaper:
+            # Whoever has died meanwhile may have forked before.
+            hunt.keys |= self._with_room(lambda: self._reap(keys))
+        return hunt
 
     def _hunt(self, keys: set[int], suspects: Callable[[], Iterable[_Suspect]]) -> _Hunt:
         hunt = _Hunt(self._refused)
@@ -320,31 +337,33 @@ class Containment:
                 for pid in leaf.members():
                     yield pid, key, leaf.holds
         if self.is_subreaper:
-            self.reap_orphans()  # the dead would only be in the way
             # The youngest first: if they fork and go, it is the last that lives.
             for pid in reversed(self._orphans()):
                 if key := self._key_of_orphan(pid, keys):
                     yield pid, key, _certainly
         else:
-            for pid in every_pid():
-                if key := self._key_by_mark(pid, keys):
+            for pid in reversed(every_pid()):
+                tag = tag_of(pid)
+                if tag == GONE:
+                    self._somebody_fled = True
+                elif key := _key_of(tag, keys) or self._key_by_session(pid, keys):
                     yield pid, key, partial(self._is_marked, key)
 
     def _orphans(self) -> list[int]:
         """Our children that we have not started."""
         return [pid for pid in children_of(os.getpid()) if pid not in self.leaders]
 
-    def _key_by_mark(self, pid: int, keys: set[int]) -> int:
-        return _key_of(tag_of(pid), keys) or _key_of(self.leaders.get(_session_of(pid), 0), keys)
+    def _key_by_session(self, pid: int, keys: set[int]) -> int:
+        return _key_of(self.leaders.get(_session_of(pid), 0), keys)
 
     def _is_marked(self, key: int, pid: int) -> bool:
-        return self._key_by_mark(pid, {key}) == key
+        return (_key_of(tag_of(pid), {key}) or self._key_by_session(pid, {key})) == key
 
-    def _key_of_orphan(self, pid: int, keys: set[int]) -> int:
+    def _key_of_orphan(self, pid: int, keys: Iterable[int]) -> int:
         """The key under which all lies that an orphan may come from; 0 if it may be somebody else's."""
         if tag := self._own_tag_of(pid):
             return _key_of(tag, keys)
-        key = next(iter(keys))
+        key = next(iter(keys), 0)
         for origin in self._origins_of(pid):
             session = origin & SESSION_MASK
             # What has been swept is no origin any more, or this would not live.
@@ -367,7 +386,7 @@ class Containment:
 
     def _own_tag_of(self, pid: int) -> int:
         """The tag of a process, if it is one of this supervisor's: another one may be among the supervised."""
-        tag = tag_of(pid)
+        tag = max(tag_of(pid), 0)
         return tag if tag & DAEMON_MASK == self._tags.daemon else 0
 
     # --- descriptors for it --------------------------------------------------------------------------
@@ -413,6 +432,8 @@ class _Hunt:
     def __init__(self, refused: set[int]) -> None:
         self.keys: set[int] = set()
         """The keys for which there was something."""
+        self.somebody_fled = False
+        """Whether a process was gone before it could be looked at: it may have forked."""
         self.awaited: list[int] = []
         """Descriptors of those that were killed, or of enough of them."""
         self._refused = refused
@@ -519,7 +540,9 @@ def _is_child(parent: int, parent_pidfd: int, pid: int) -> bool:
 
 def _key_of(tag: int, keys: Iterable[int]) -> int:
     """The key that a tag falls under; 0 if it is none of these."""
-    return next((key for key in (tag, tag & SESSION_MASK, tag & DAEMON_MASK) if key and key in keys), 0)
+    if tag <= 0:
+        return 0
+    return next((key for key in (tag, tag & SESSION_MASK, tag & DAEMON_MASK) if key in keys), 0)
 
 
 def _session_of(pid: int) -> int:

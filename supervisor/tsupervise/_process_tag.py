@@ -12,7 +12,7 @@ import os
 import resource
 import secrets
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 _LIMIT = 10
 """RLIMIT_LOCKS, from asm-generic/resource.h; the module `resource` has no name for it."""
@@ -20,6 +20,9 @@ _LIMIT = 10
 # 62 bits that fit a limit: the top one says "ours", then who, then which session and process.
 _OURS = 1 << 62
 _DAEMON_BITS, _SESSION_BITS, _PROCESS_BITS = 18, 20, 24
+GONE = -1
+"""What is given for the tag of nobody."""
+
 SESSION_MASK = ~((1 << _PROCESS_BITS) - 1)
 """A tag with this is that of its session."""
 DAEMON_MASK = ~((1 << _PROCESS_BITS + _SESSION_BITS) - 1)
@@ -46,43 +49,52 @@ class TagSpace:
         return session | self._processes
 
 
-def tags_work() -> bool:
-    """Whether this process may tag its children: not where its own limit is capped below."""
-    return resource.getrlimit(_LIMIT)[1] == resource.RLIM_INFINITY
-
-
 @contextmanager
 def inherited_tag(tag: int) -> Generator[None]:
-    """Let every child that this process starts meanwhile inherit a tag, from its first instruction on."""
+    """Let every child that this process starts meanwhile inherit a tag, from its first instruction on.
+
+    Nobody is tagged where this process's own limit is capped.
+    """
     before = resource.getrlimit(_LIMIT)
-    resource.setrlimit(_LIMIT, (tag, before[1]))
+    with suppress(OSError, ValueError):
+        resource.setrlimit(_LIMIT, (tag, before[1]))
     try:
         yield
     finally:
         resource.setrlimit(_LIMIT, before)
 
 
-def tag_process(pid: int, value: int) -> None:
-    """Tag a process that runs already; one that it has forked before stays without."""
-    try:
-        hard = resource.prlimit(pid, _LIMIT)[1]
-        resource.prlimit(pid, _LIMIT, (value, hard))
-    except (OSError, ValueError):
-        pass  # it is dead already, or has become another user's
+def take_tag(pid: int) -> None:
+    """Give a process the limit that this one has."""
+    with suppress(OSError):  # it is dead, or has become another user's
+        resource.prlimit(pid, _LIMIT, resource.getrlimit(_LIMIT))
 
 
 def tag_of(pid: int) -> int:
-    """The tag of a process; 0 if it has none that can be read."""
+    """The tag of a process, be it alive or a zombie; 0 if it has none that can be read, GONE if nobody is there."""
     try:
         value = resource.prlimit(pid, _LIMIT)[0]
-    except OSError:
-        return 0
+    except ProcessLookupError:
+        return GONE
+    except PermissionError:
+        # Another user's. Only root could do anything to it, and root may lack the capability that prlimit asks for.
+        value = _limit_in_proc(pid) if os.geteuid() == 0 else 0
     return value if value > 0 and value & _OURS else 0
 
 
-def every_pid() -> Iterator[int]:
-    """All processes that /proc shows."""
-    return (int(name) for name in os.listdir("/proc") if name.isdigit())
+def _limit_in_proc(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/limits", "rb", buffering=0) as file:
+            row = next(line for line in file.readall().splitlines() if line.startswith(b"Max file locks"))
+    except (FileNotFoundError, ProcessLookupError, StopIteration):
+        return 0
+    soft = row.split()[3]
+    return int(soft) if soft.isdigit() else 0
+
+
+def every_pid() -> list[int]:
+    """All processes that /proc shows, by number."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
 def children_of(pid: int) -> list[int]:
