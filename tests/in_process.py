@@ -21,6 +21,7 @@ import trio
 from tsupervise._background import open_background
 from tsupervise._channel import CloseCode, MemoryChannel, ServerChannel, memory_channels
 from tsupervise._connection import Connection
+from tsupervise._containment import Enclosure
 from tsupervise._fd import Fd
 from tsupervise._settings import Settings
 from tsupervise._spawn import Child, ProcessGroup, Spawner, SpawnRequest
@@ -49,14 +50,11 @@ class PipeGroup(ProcessGroup):
     def leader_was_reaped(self) -> None:
         assert self.child.dead
 
-    def is_empty(self) -> bool:
-        return self.child.dead
-
 
 class PipeChild(Child):
     """A child whose other side the test holds: it speaks, listens and dies as told."""
 
-    def __init__(self, request: SpawnRequest) -> None:
+    def __init__(self, request: SpawnRequest, enclosure: Enclosure) -> None:
         self.request = request
         self.dead = False
         self.reaped = False
@@ -73,7 +71,10 @@ class PipeChild(Child):
             os.set_blocking(self.stdin_end, False)
             stdin = Fd(ours)
         outputs: list[tuple[Stream, Fd]] = [("stdout", Fd(stdout)), ("stderr", Fd(stderr))]
-        super().__init__(1, pidfd, PipeGroup(self), outputs, stdin)
+        super().__init__(1, pidfd, PipeGroup(self), enclosure, outputs, stdin)
+
+    def has_exited(self) -> bool:
+        return self.dead
 
     def exit_status(self) -> tuple[int, int | None]:
         assert self.dead
@@ -250,8 +251,8 @@ async def open_house(
     """A supervisor for the block. Its children are `PipeChild`, unless a spawner makes others."""
     children: list[PipeChild] = []
 
-    def spawn(request: SpawnRequest) -> PipeChild:
-        child = PipeChild(request)
+    def spawn(request: SpawnRequest, enclosure: Enclosure) -> PipeChild:
+        child = PipeChild(request, enclosure)
         children.append(child)
         return child
 

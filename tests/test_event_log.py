@@ -116,7 +116,7 @@ def test_sixty_thousand_tiny_chunks_fit_one_answer() -> None:
     for _ in range(60_000):
         log.append("stdout", b"x")
     params = StartParams(process_id="p", argv=["x"], cwd="file:///", env={}, tty=False)
-    process = Process(params, "uid", log, RetainedTotal(), RETAINED_BYTES)
+    process = Process(params, "uid", log, RetainedTotal(), RETAINED_BYTES, lambda _: None)
     result = process.read(ReadParams(process_id="p"))
     assert result is not None
     assert len(result.chunks) == RETAINED_CHUNKS == 50_000

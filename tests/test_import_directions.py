@@ -20,9 +20,9 @@ ROOMS = {
     # For everything above.
     "shared": "_version completed errors events _background _channel _inherited",
     # Each may import what stands before it.
-    "core": """_spill_index _event_log _lifecycle _stdin_queue _retained_total _settings _fd _posix_spawn
-        _fork_spawn _child_environment _environment_info _outbox _spawn _hole_punch _spill_file _spill _process
-        _session _supervisor _handlers _connection""",
+    "core": """_process_tag _cgroup _containment _spill_index _event_log _lifecycle _stdin_queue _retained_total
+        _settings _fd _posix_spawn _fork_spawn _child_environment _environment_info _outbox _spawn _hole_punch
+        _spill_file _spill _process _session _supervisor _handlers _connection""",
     "doors": """_listen_address _discovery _peer_user _http_door _websocket _socket_stream _websocket_channel
         _stdio_channel server""",
     "client": """_event_order _recovery _websocket_client _calls _process_streams _process_handle _remote_process
@@ -61,7 +61,14 @@ ONLY_IN = {
     "websockets": {"tsupervise._websocket"},
     "click": {"tsupervise.cli"},
     "rich": {"tsupervise._table"},
-    "ctypes": {"tsupervise._posix_spawn", "tsupervise._keeper", "tsupervise._hole_punch"},
+    "ctypes": {
+        *(
+            "tsupervise._posix_spawn",
+            "tsupervise._keeper",
+            "tsupervise._hole_punch",
+            "tsupervise._containment",
+        )
+    },
     "subprocess": {"tsupervise._fork_spawn"},
     "threading": {"tsupervise._loop_thread", "tsupervise._spill_file"},
     "asyncio": set[str](),
@@ -73,6 +80,7 @@ WITHOUT_TRIO = {
     *("_spill_index", "_spill_file", "_hole_punch"),
     *("_event_log", "_lifecycle", "_stdin_queue", "_retained_total", "_event_order", "_recovery"),
     *("_child_environment", "_environment_info", "_inherited", "_posix_spawn", "_keeper"),
+    *("_cgroup", "_process_tag"),
     *("_http_door", "_websocket", "_listen_address", "_peer_user", "_discovery", "_detach_keys", "_table"),
 }
 """Modules of `tsupervise` that decide or compute, and never wait in the loop."""

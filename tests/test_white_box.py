@@ -30,10 +30,9 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from frames import CLOSE as CLOSE_FRAME
 from frames import PING, PONG, TEXT, client_frame
 from in_process import PATIENCE_S, House, MemoryPeer, PipeChild, open_house, write_params
-from procfs import until
-from tsupervise._background import open_background
-from tsupervise._channel import CloseCode, memory_channels
+from tsupervise._channel import CloseCode
 from tsupervise._connection import MAX_OPEN_REQUESTS, PROBE_S, Connection
+from tsupervise._containment import Containment, Enclosure
 from tsupervise._event_log import EventLog
 from tsupervise._handlers import ROWS
 from tsupervise._lifecycle import State
@@ -43,9 +42,7 @@ from tsupervise._retained_total import RetainedTotal
 from tsupervise._settings import Settings
 from tsupervise._spawn import Child, SpawnRequest, spawn
 from tsupervise._stdin_queue import MAX_CHUNKS
-from tsupervise._supervisor import open_supervisor_core
 from tsupervise._websocket_channel import PING_INTERVAL_S, PONG_TIMEOUT_S, WebSocketChannel
-from tsupervise.client import open_client
 from tsupervise.embedded import open_supervisor
 from tsupervise_protocol.base64_text import encode_base64_str
 from tsupervise_protocol.errors import ErrorCode
@@ -410,9 +407,9 @@ async def test_an_id_is_taken_from_the_start_to_the_end_of_retention(
     release = trio.Event()
     children: list[PipeChild] = []
 
-    async def slow_spawn(request: SpawnRequest) -> Child:
+    async def slow_spawn(request: SpawnRequest, enclosure: Enclosure) -> Child:
         await release.wait()
-        children.append(PipeChild(request))
+        children.append(PipeChild(request, enclosure))
         return children[-1]
 
     async with open_house(Settings(retention_s=80), slow_spawn) as house:
@@ -639,11 +636,11 @@ class SlowSpawner:
     waiting: trio.Event = field(default_factory=trio.Event)
     children: list[PipeChild] = field(default_factory=list[PipeChild])
 
-    async def __call__(self, request: SpawnRequest) -> Child:
+    async def __call__(self, request: SpawnRequest, enclosure: Enclosure) -> Child:
         with trio.CancelScope(shield=self.stubborn):
             self.waiting.set()
             await self.gate.wait()
-        self.children.append(PipeChild(request))
+        self.children.append(PipeChild(request, enclosure))
         return self.children[-1]
 
 
@@ -721,8 +718,8 @@ async def test_a_real_child_of_a_cancelled_start_is_killed_and_reaped() -> None:
     before = children_of_ours()
     gate, waiting = trio.Event(), trio.Event()
 
-    async def slow_spawn(request: SpawnRequest) -> Child:
-        child = spawn(request)
+    async def slow_spawn(request: SpawnRequest, enclosure: Enclosure) -> Child:
+        child = spawn(request, enclosure)
         waiting.set()
         with trio.CancelScope(shield=True):
             await gate.wait()
@@ -842,13 +839,14 @@ async def test_a_process_cut_off_anywhere_leaves_nothing(tty: bool) -> None:
     """At whatever suspension its task is cancelled: the child is dead and reaped, every descriptor is closed."""
     script = "echo out; read line; echo $line >&2; exit 3"
     request_fields: dict[str, Any] = {"argv": ["/bin/sh", "-c", script], "cwd": b"/", "env": {}}
+    containment = Containment(owns_process=False)
     before = (open_descriptors(), children_of_ours())
     with trio.fail_after(REAL_PATIENCE_S):
         for suspensions in count(1):
-            process = Process(
-                start_params_of("p", pipe_stdin=True), "u", EventLog(), RetainedTotal(), 1 << 20
-            )
-            child = spawn(SpawnRequest(**request_fields, tty=tty, pipe_stdin=True))
+            params = start_params_of("p", pipe_stdin=True)
+            enclosure = containment.enclose(containment.next_session())
+            process = Process(params, "u", EventLog(), RetainedTotal(), 1 << 20, lambda _: None)
+            child = spawn(SpawnRequest(**request_fields, tty=tty, pipe_stdin=True), enclosure)
             process.spawned(child)
             assert process.write_now("w", b"in\n") == "accepted"
             cut = await CancelAt(suspensions).run(process.run)
@@ -1131,19 +1129,3 @@ async def test_forgotten_processes_leave_no_object() -> None:
         gc.collect()
         left = [thing for thing in gc.get_objects() if isinstance(thing, Process | EventLog | Feed | Child)]
         assert not left
-
-
-async def test_a_group_that_has_died_out_is_given_up_for_good(tmp_path: Path) -> None:
-    """Its number may be a stranger's soon, so that nobody is left is noticed without anybody asking."""
-    script = f"(sleep 0.2; : >{tmp_path / 'gone'}) >/dev/null 2>&1 </dev/null & exit 0"
-    async with open_supervisor_core() as core, open_background(outlast_cancel=True) as tasks:
-        ours, theirs = memory_channels()
-        tasks.start_soon(Connection(core, theirs).run)
-        async with open_client(ours) as client, client.open_process(["sh", "-c", script]) as process:
-            await process.wait_closed()
-            (session,) = core.sessions
-            (group,) = session._survivors  # pyright: ignore[reportPrivateUsage]
-            assert not group._empty  # pyright: ignore[reportPrivateUsage]
-            await until(lambda: (tmp_path / "gone").exists())
-            await until(lambda: group._empty)  # pyright: ignore[reportPrivateUsage]
-            assert session._survivors == []  # pyright: ignore[reportPrivateUsage]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from math import inf
 
 import msgspec
@@ -29,12 +30,13 @@ from tsupervise_protocol.messages import (
     WriteStatus,
 )
 
+from ._containment import Enclosure
 from ._event_log import Event, EventLog, Page
 from ._fd import READ_BYTES, Fd
 from ._lifecycle import Lifecycle, State, Step
 from ._outbox import MAX_FEED_BYTES, Feed, Outbox
 from ._retained_total import RetainedTotal
-from ._spawn import Child, ProcessGroup
+from ._spawn import Child
 from ._spill import Spill
 from ._stdin_queue import StdinQueue
 
@@ -80,6 +82,7 @@ class Process:
         event_log: where its output is numbered and retained.
         retained: the daemon's account of all retained output.
         max_feed_bytes: how much may wait to be sent, in bytes; `MAX_FEED_BYTES` if that is less.
+        sweep_later: sees to it that what a closed process has left behind is killed.
         spill: where its older output goes, if there is such a place.
     """
 
@@ -90,6 +93,7 @@ class Process:
         event_log: EventLog,
         retained: RetainedTotal,
         max_feed_bytes: int,
+        sweep_later: Callable[[Enclosure], None],
         spill: Spill | None = None,
     ) -> None:
         self.params = params
@@ -100,6 +104,7 @@ class Process:
         self.start_scope = trio.CancelScope()
         """Around the wait of a start that does not spawn at once; cancelled to give the start up."""
         self._retained = retained
+        self._sweep_later = sweep_later
         self._spill = spill
         self._ended_streams = set[Stream]()
         self._max_feed_bytes = max(1, min(MAX_FEED_BYTES, max_feed_bytes))
@@ -157,6 +162,8 @@ class Process:
                 self._record_exit(child)
                 if self._terminated:
                     nursery.cancel_scope.cancel()
+            if self._terminated:
+                await child.enclosure.sweep()
             self.lifecycle.take(Step.STREAMS_ENDED)
             child.reap()
             self._announce(self.log.record_close())
@@ -244,15 +251,11 @@ class Process:
         if self._spill is not None:
             self._spill.forget()
         self._retained.forgotten(self.log)
+        if self._child is not None:
+            self._child.enclosure.forget()
         self.detach()
         self._changed.unpark_all()
         self._stdin_moved.unpark_all()
-
-    def left_behind(self) -> ProcessGroup | None:
-        """The process group, if the child is dead and other members of its group live."""
-        if self._child is None or self._child.group.is_empty():
-            return None
-        return self._child.group
 
     # --- who listens -----------------------------------------------------------------------------
 
@@ -447,8 +450,11 @@ class Process:
         child = self._child
         if child is None:
             return False
+        if self.state is State.CLOSED:
+            self._sweep_later(child.enclosure)
+            return False
         self._terminated = True
-        child.group.kill()
+        child.kill()
         if self.state is State.EXITED and self._nursery is not None:
             self._drain(child)
             self._nursery.cancel_scope.cancel()
@@ -457,7 +463,7 @@ class Process:
     def kill(self) -> None:
         """SIGKILL to whatever is left of the process; nothing else happens here."""
         if self._child is not None:
-            self._child.group.kill()
+            self._child.kill()
 
     def entry(self) -> ProcessEntry:
         """The row of this process in a list."""

@@ -17,20 +17,20 @@ import trio
 from tsupervise_protocol.errors import ErrorCode, RpcError
 from tsupervise_protocol.messages import StartParams
 
+from ._containment import Containment, Enclosure
 from ._event_log import EventLog
 from ._lifecycle import State
 from ._outbox import Outbox
 from ._process import Process
 from ._retained_total import RetainedTotal
 from ._settings import Settings
-from ._spawn import Child, ProcessGroup, Spawner, SpawnRequest
+from ._spawn import Child, Spawner, SpawnRequest
 from ._spill import SpillSpace
 
 log = logging.getLogger(__name__)
 
 SURVIVOR_CHECK_S = 1.0
-"""Seconds between looks at groups that have outlived their leader: far less than it takes to go once round all
-process numbers."""
+"""Seconds between looks at what is left of a kept session that nobody holds and that has no process any more."""
 
 
 END_S = 2.0
@@ -64,6 +64,7 @@ class Session:
         spawner: starts children.
         retained: the daemon's account of retained output.
         index: the daemon's index of all processes; this session keeps its own part of it.
+        containment: the daemon's enclosures.
         spill_space: where older output goes, if there is such a place.
     """
 
@@ -74,6 +75,7 @@ class Session:
         spawner: Spawner,
         retained: RetainedTotal,
         index: ProcessIndex,
+        containment: Containment,
         spill_space: SpillSpace | None,
     ) -> None:
         self.session_id = session_id
@@ -84,6 +86,8 @@ class Session:
         """Whether it goes on without a holder until it is ended, or has nothing left to keep."""
         self.over = trio.Event()
         self._index = index
+        self._containment = containment
+        self._tag = containment.next_session()
         self._settings = settings
         self._spawner = spawner
         self._retained = retained
@@ -96,8 +100,6 @@ class Session:
         self._expires_at = inf
         self._closed: deque[tuple[float, Process]] = deque()
         """When to forget which closed process; rising, for all are kept equally long."""
-        self._survivors: list[ProcessGroup] = []
-        """Groups of closed processes that have members left. They belong to the session until it ends."""
         self._times_changed = trio.lowlevel.ParkingLot()
 
     # --- its life --------------------------------------------------------------------------------
@@ -119,6 +121,8 @@ class Session:
             self.kill_all()
             for process in list(self._processes.values()):
                 self._forget(process)
+            # What closed processes have left behind belongs to the session until now.
+            await self._containment.sweep(self._tag)
             self.over.set()
             log.info("session %s ended", self.session_id)
             if self.holder is not None and self._farewell:
@@ -129,21 +133,19 @@ class Session:
         while trio.current_time() < self._expires_at:
             while self._closed and self._closed[0][0] <= trio.current_time():
                 self._forget(self._closed.popleft()[1])
-            # Looked at often: once a group is empty, the kernel may give its number to somebody else.
-            self._survivors = [group for group in self._survivors if not group.is_empty()]
-            if self.kept and self.holder is None and self._expires_at == inf and self._is_empty:
+            look_at = inf
+            if self.kept and self.holder is None and self._expires_at == inf and not self._processes:
+                # Only what its processes have left behind keeps it now, and of that nobody is told the end.
                 self._let_time_run()
-            look_at = trio.current_time() + SURVIVOR_CHECK_S if self._survivors else inf
+                look_at = trio.current_time() + SURVIVOR_CHECK_S
             forget_at = self._closed[0][0] if self._closed else inf
             with trio.move_on_at(min(look_at, forget_at, self._expires_at)):
                 await self._times_changed.park()
 
     def kill_all(self) -> None:
-        """SIGKILL to whatever is left of every process, those of forgotten ones included."""
+        """SIGKILL to every process; nothing else happens here."""
         for process in self._processes.values():
             process.kill()
-        for group in self._survivors:
-            group.kill()
 
     @property
     def ended(self) -> bool:
@@ -169,15 +171,11 @@ class Session:
             process.detach()
         self._let_time_run()
 
-    @property
-    def _is_empty(self) -> bool:
-        return not self._processes and not self._survivors
-
     def _let_time_run(self) -> None:
         """Without a holder it ends after a time; a kept one only once it has nothing left."""
         if self._ending:
             return
-        kept = self.kept and not self._is_empty
+        kept = self.kept and (bool(self._processes) or self._containment.has_members(self._tag))
         self._expires_at = inf if kept else trio.current_time() + self._settings.detached_ttl_s
         self._times_changed.unpark_all()
 
@@ -223,19 +221,23 @@ class Session:
         space = self._spill_space
         spill = None if space is None else space.open(event_log, self._retained, uid)
         max_feed_bytes = self._settings.retained_bytes // 2
-        process = Process(params, uid, event_log, self._retained, max_feed_bytes, spill)
+        process = Process(params, uid, event_log, self._retained, max_feed_bytes, self._sweep_later, spill)
         self._processes[params.process_id] = process
         self._index[uid] = self, process
+        enclosure = self._containment.enclose(self._tag)
         try:
-            child = self._spawner(request)
+            child = self._spawner(request, enclosure)
         except BaseException:
+            enclosure.dispose()
             self._forget(process)
             raise
         if isinstance(child, Child):
             return self._own(process, child)
-        return self._start_later(process, child)
+        return self._start_later(process, child, enclosure)
 
-    async def _start_later(self, process: Process, spawning: Awaitable[Child]) -> Process:
+    async def _start_later(
+        self, process: Process, spawning: Awaitable[Child], enclosure: Enclosure
+    ) -> Process:
         child: Child | None = None
         try:
             with process.start_scope:
@@ -247,6 +249,8 @@ class Session:
             self._forget(process)
             if child is not None:
                 await child.destroy()
+            else:
+                enclosure.dispose()
             raise
 
     def _own(self, process: Process, child: Child) -> Process:
@@ -272,11 +276,12 @@ class Session:
             self._forget(process)
             return
         self._closed.append((trio.current_time() + self._settings.retention_s, process))
-        survivors = process.left_behind()
-        if survivors is not None:
-            self._survivors.append(survivors)
-        if len(self._closed) == 1 or len(self._survivors) == 1:
+        if len(self._closed) == 1:
             self._times_changed.unpark_all()
+
+    def _sweep_later(self, enclosure: Enclosure) -> None:
+        if not self._ended and self._nursery is not None:
+            self._nursery.start_soon(enclosure.sweep)
 
     def _forget(self, process: Process) -> None:
         # Only this very process: its id may have been taken by a newer one.

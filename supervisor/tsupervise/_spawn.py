@@ -22,6 +22,7 @@ import trio
 from tsupervise_protocol.errors import ErrorCode, RpcError
 from tsupervise_protocol.messages import Stream
 
+from ._containment import Enclosure
 from ._fd import Fd
 from ._fork_spawn import LACKS, fork_spawn
 from ._posix_spawn import AVAILABLE, SpawnPlan, posix_spawn
@@ -56,31 +57,23 @@ class SpawnRequest:
 
 
 class ProcessGroup:
-    """The process group that a child leads, which outlives the child while it has members.
+    """The process group that a child leads. Its number is certain to be its own while the child is unreaped."""
 
-    A number names a group only while the leader is unreaped or a member lives; afterwards the kernel may give
-    it to a stranger. So it is remembered when the group was found empty, and that is final.
-    """
-
-    __slots__ = ("_empty", "_leader_reaped", "pgid")
+    __slots__ = ("_leader_reaped", "pgid")
 
     def __init__(self, pgid: int) -> None:
         self.pgid = pgid
         self._leader_reaped = False
-        self._empty = False
 
     def signal(self, number: int) -> None:
-        """Send a signal to every member; nothing happens if there is none.
+        """Send a signal to every member; nothing happens once the child has been reaped.
 
         Raises:
             PermissionError: there are members and none may be signalled.
         """
-        if self.is_empty():
-            return
-        try:
-            os.killpg(self.pgid, number)
-        except ProcessLookupError:
-            self._empty = True
+        if not self._leader_reaped:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pgid, number)
 
     def kill(self) -> None:
         """SIGKILL to every member; what the system does not allow is logged and left."""
@@ -90,24 +83,8 @@ class ProcessGroup:
             log.warning("process group %d may not be killed: it runs as another user", self.pgid)
 
     def leader_was_reaped(self) -> None:
-        """From here on the number is ours only as long as a member lives."""
+        """From here on the number may be a stranger's."""
         self._leader_reaped = True
-        self.is_empty()
-
-    def is_empty(self) -> bool:
-        """Whether no member is left, as far as is known; a group with an unreaped leader is never empty."""
-        if self._empty or not self._leader_reaped:
-            return self._empty
-        try:
-            os.killpg(self.pgid, 0)
-        except ProcessLookupError:
-            self._empty = True
-        except PermissionError:
-            pass
-        # The reaped leader cannot be alive: a process of that number is a stranger, in a group of its own.
-        if not self._empty and os.path.exists(f"/proc/{self.pgid}"):
-            self._empty = True
-        return self._empty
 
 
 @dataclass(slots=True)
@@ -117,6 +94,7 @@ class Child:
     pid: int
     pidfd: int
     group: ProcessGroup
+    enclosure: Enclosure
     outputs: list[tuple[Stream, Fd]]
     stdin: Fd | None
     master: Fd | None = None
@@ -125,10 +103,17 @@ class Child:
     """Our own hold on the terminal's other side, so that a child that closes its own and opens /dev/tty later
     loses nothing. Released when the child is dead."""
     _reaped: bool = field(default=False)
+    _killed: bool = field(default=False)
 
     async def wait_exit(self) -> None:
-        """Wait until the child is dead. It stays unreaped, so that its number stays its own."""
+        """Wait until the child is dead and can be asked how it ended. It stays unreaped, so that its number
+        stays its own."""
         await trio.lowlevel.wait_readable(self.pidfd)
+        while not self.has_exited():
+            # Whoever traces it is told first, and nobody says when. One of its own goes with it.
+            if self._killed:
+                await self.enclosure.sweep()
+            await trio.sleep(TRACED_S)
 
     def has_exited(self) -> bool:
         """Whether the child is dead already, without waiting."""
@@ -143,10 +128,10 @@ class Child:
         The code is -1 if somebody else has reaped the child, such as a host program that ignores SIGCHLD.
         """
         try:
-            info = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT)
+            info = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG)
         except ChildProcessError:
             return -1, None
-        assert info is not None, "waitid without WNOHANG returns a status"
+        assert info is not None, "wait_exit has waited for it"
         if info.si_code == os.CLD_EXITED:
             return info.si_status, None
         return 128 + info.si_status, info.si_status
@@ -156,8 +141,15 @@ class Child:
         if not self._reaped:
             self._reaped = True
             with suppress(ChildProcessError):
-                os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+                os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)
             self.group.leader_was_reaped()
+            self.enclosure.leader_was_reaped()
+
+    def kill(self) -> None:
+        """SIGKILL to all that is enclosed, as far as it is found at once, and to the process group."""
+        self._killed = True
+        self.enclosure.kill()
+        self.group.kill()
 
     def foreground_group(self) -> int:
         """The group that a key such as ^C would reach: a terminal's foreground group, else the child's own."""
@@ -189,7 +181,8 @@ class Child:
             os.close(fd)
 
     def close(self) -> None:
-        """Close every descriptor. Safe to call twice."""
+        """Close every descriptor, and give up the enclosure. Safe to call twice."""
+        self.enclosure.dispose()
         self.release_slave()
         for _, output in self.outputs:
             output.close()
@@ -201,13 +194,18 @@ class Child:
             os.close(fd)
 
     async def destroy(self) -> None:
-        """Kill the group, reap the child, close everything; takes KILL_GRACE_S at most, cancelled or not."""
-        self.group.kill()
+        """Kill all that is enclosed, reap the child, close everything.
+
+        It takes KILL_GRACE_S and SWEEP_S at most, cancelled or not.
+        """
+        self.kill()
+        await self.enclosure.sweep()
         with trio.move_on_after(KILL_GRACE_S, shield=True) as grace:
             await self.wait_exit()
-            self.reap()
         if grace.cancelled_caught:
             log.error("process %d does not die of SIGKILL", self.pid)
+        if not grace.cancelled_caught:
+            self.reap()
         self.close()
 
 
@@ -215,8 +213,12 @@ KILL_GRACE_S = 5.0
 """How long a killed child may take to die before we stop waiting for it. Only a child in uninterruptible
 sleep takes longer than milliseconds."""
 
-Spawner = Callable[[SpawnRequest], "Child | Awaitable[Child]"]
-"""Starts a child at once, or after a wait. An awaited one that is cancelled leaves nothing behind."""
+TRACED_S = 0.05
+"""Seconds between looks at a dead child whose tracer, such as a debugger, has not taken note of its end."""
+
+Spawner = Callable[[SpawnRequest, Enclosure], "Child | Awaitable[Child]"]
+"""Starts a child in an enclosure, at once or after a wait. An awaited one that is cancelled leaves nothing
+behind."""
 
 
 def open_low_descriptors() -> None:
@@ -239,12 +241,15 @@ def what_is_lacking() -> str | None:
 
 
 def spawn(
-    request: SpawnRequest, start: Callable[[SpawnPlan], int] = posix_spawn if AVAILABLE else fork_spawn
+    request: SpawnRequest,
+    enclosure: Enclosure,
+    start: Callable[[SpawnPlan], int] = posix_spawn if AVAILABLE else fork_spawn,
 ) -> Child:
     """Start a child, with pipes or a terminal.
 
     Args:
         request: what to start.
+        enclosure: what holds it and all that comes of it; the child's from now on, if there is one.
         start: the system's way of starting a child; it returns the pid or raises OSError.
 
     Raises:
@@ -267,20 +272,22 @@ def spawn(
     _check_cwd(request.cwd)
     with ExitStack() as children_ends, ExitStack() as on_failure:
         if request.tty:
-            child, plan = _with_terminal(request, argv, env, on_failure)
+            child, plan = _with_terminal(request, enclosure, argv, env, on_failure)
         else:
-            child, plan = _with_pipes(request, argv, env, children_ends, on_failure)
+            child, plan = _with_pipes(request, enclosure, argv, env, children_ends, on_failure)
         # Room for the child's own pidfd is made sure of before it runs: nothing may fail afterwards.
         with _opening("a process"):
             spare = os.pidfd_open(os.getpid())
         try:
-            child.pid = _spawn_first_found(start, program, request, plan)
+            with enclosure.around_spawn():
+                child.pid = _spawn_first_found(start, program, request, plan)
         except OSError as error:
             raise _spawn_error(error, f"cannot start {request.argv[0]!r}: {_advice(error)}") from None
         finally:
             os.close(spare)
         child.pidfd = os.pidfd_open(child.pid)
         child.group.pgid = child.pid
+        enclosure.started(child.pid)
         on_failure.pop_all()
         return child
 
@@ -330,7 +337,7 @@ def _advice(error: OSError) -> str:
 
 
 def _with_terminal(
-    request: SpawnRequest, argv: list[bytes], env: list[bytes], on_failure: ExitStack
+    request: SpawnRequest, enclosure: Enclosure, argv: list[bytes], env: list[bytes], on_failure: ExitStack
 ) -> tuple[Child, SpawnPlan]:
     with _opening("a terminal"):
         master, slave = os.openpty()
@@ -342,12 +349,13 @@ def _with_terminal(
     with _opening("a terminal"):
         stdin = Fd(os.dup(master))
     on_failure.callback(stdin.close)
-    child = Child(-1, -1, ProcessGroup(-1), [("pty", output)], stdin, output, slave)
+    child = Child(-1, -1, ProcessGroup(-1), enclosure, [("pty", output)], stdin, output, slave)
     return child, SpawnPlan(b"", argv, env, request.cwd, terminal=os.ttyname(slave).encode())
 
 
 def _with_pipes(
     request: SpawnRequest,
+    enclosure: Enclosure,
     argv: list[bytes],
     env: list[bytes],
     children_ends: ExitStack,
@@ -374,7 +382,7 @@ def _with_pipes(
         children_ends.callback(os.close, theirs)
         outputs.append((stream, output))
         child_ends.append(theirs)
-    child = Child(-1, -1, ProcessGroup(-1), outputs, stdin)
+    child = Child(-1, -1, ProcessGroup(-1), enclosure, outputs, stdin)
     return child, SpawnPlan(b"", argv, env, request.cwd, stdio=(child_stdin, child_ends[0], child_ends[1]))
 
 

@@ -24,6 +24,8 @@ from tsupervise_protocol.messages import (
 )
 
 from ._background import open_background
+from ._cgroup import open_subtree
+from ._containment import Containment
 from ._environment_info import environment_info
 from ._inherited import own_environment
 from ._process import Process
@@ -41,12 +43,18 @@ class Supervisor:
     """All sessions of one daemon. Made by `open_supervisor_core`, which also ends it."""
 
     def __init__(
-        self, settings: Settings, spawner: Spawner, nursery: trio.Nursery, spill_space: SpillSpace | None
+        self,
+        settings: Settings,
+        spawner: Spawner,
+        containment: Containment,
+        nursery: trio.Nursery,
+        spill_space: SpillSpace | None,
     ) -> None:
         self.settings = settings
+        self.containment = containment
         self.inherited = own_environment()
         """What `inherit` in an envPolicy means."""
-        self.environment: EnvironmentInfo = environment_info(__version__, OWN_CAPABILITIES, self.inherited)
+        self._environment = environment_info(__version__, OWN_CAPABILITIES, self.inherited)
         self._spawner = spawner
         self._nursery = nursery
         self.started_at_ms = time.time_ns() // 1_000_000
@@ -59,6 +67,11 @@ class Supervisor:
         # Random in front, so that a uid noted before a restart names nothing after it.
         self._uid_prefix = secrets.token_hex(3)
         self._uids = 0
+
+    @property
+    def environment(self) -> EnvironmentInfo:
+        """What clients are told of the place where processes run."""
+        return msgspec.structs.replace(self._environment, containment=self.containment.kind)
 
     def next_uid(self) -> str:
         """A name for a process that this daemon gives once, and no other daemon gives."""
@@ -76,7 +89,13 @@ class Supervisor:
             session.client_name = params.client_name
             return session
         session = Session(
-            str(uuid.uuid4()), self.settings, self._spawner, self._retained, self._index, self._spill_space
+            str(uuid.uuid4()),
+            self.settings,
+            self._spawner,
+            self._retained,
+            self._index,
+            self.containment,
+            self._spill_space,
         )
         session.client_name = params.client_name
         # Held from the first moment on: the time without a connection must not run before there was one.
@@ -165,12 +184,14 @@ class Supervisor:
             processes=dict(Counter(process.state_name for _, process in self._index.values())),
             retained_bytes=self._retained.bytes,
             retained_total_bytes=self.settings.retained_total_bytes,
+            containment=self.containment.kind,
         )
 
     def kill_all(self) -> None:
         """SIGKILL to everything at once, without waiting for any of it: for leaving in a hurry."""
         for session in self._sessions.values():
             session.kill_all()
+        self.containment.kill_everything()
 
     @property
     def spilled_bytes(self) -> int:
@@ -195,17 +216,33 @@ def _operator_entry(session: Session, process: Process) -> OperatorEntry:
 
 @asynccontextmanager
 async def open_supervisor_core(
-    settings: Settings | None = None, spawner: Spawner = spawn
+    settings: Settings | None = None,
+    spawner: Spawner = spawn,
+    containment: Containment | None = None,
+    *,
+    outlast_cancel: bool = False,
 ) -> AsyncGenerator[Supervisor]:
     """A supervisor for the time of the block; at its end every session ends and every process is killed.
+
+    Args:
+        settings: times and bounds; the daemon's defaults if None.
+        spawner: starts children.
+        containment: how their descendants are found; None for what can be done inside another program.
+        outlast_cancel: whether the sessions go on until the block ends even if it is cancelled from outside,
+            so that a client in the block can end its processes in order.
 
     Raises:
         CannotSpill: the settings name a directory for older output that cannot be used.
     """
     settings = settings or Settings()
-    async with (
-        open_spill_space(settings) as spill_space,
-        # Children of this nursery: the sessions.
-        open_background(outlast_cancel=False) as nursery,
-    ):
-        yield Supervisor(settings, spawner, nursery, spill_space)
+    if containment is None:
+        containment = Containment(owns_process=False, subtree=open_subtree())
+    try:
+        async with (
+            open_spill_space(settings) as spill_space,
+            # Children of this nursery: the sessions.
+            open_background(outlast_cancel=outlast_cancel) as nursery,
+        ):
+            yield Supervisor(settings, spawner, containment, nursery, spill_space)
+    finally:
+        containment.close()

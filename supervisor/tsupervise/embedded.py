@@ -26,7 +26,10 @@ async def open_supervisor(settings: Settings | None = None) -> AsyncGenerator[Cl
     Raises:
         CannotSpill: the settings name a directory for older output that cannot be used.
     """
-    async with open_supervisor_core(settings) as supervisor, open_background(outlast_cancel=True) as tasks:
+    async with (
+        open_supervisor_core(settings, outlast_cancel=True) as supervisor,
+        open_background(outlast_cancel=True) as tasks,
+    ):
         ours, theirs = memory_channels()
         tasks.start_soon(Connection(supervisor, theirs).run)
         async with open_client(ours) as client:

@@ -13,7 +13,9 @@ from functools import partial
 import trio
 
 from ._background import open_background
+from ._cgroup import open_subtree
 from ._connection import Connection
+from ._containment import Containment
 from ._discovery import announced
 from ._http_door import HttpDoor, Respond, Upgrade
 from ._inherited import heeded
@@ -34,6 +36,9 @@ HEAD_TIMEOUT_S = 10.0
 BACKLOG = 1024
 """Connections that the kernel accepts for us while we are busy."""
 
+REAP_S = 0.5
+"""Seconds between looks at dead orphans. Not by SIGCHLD: that would wake the loop for every child that ends."""
+
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -45,11 +50,13 @@ class ServerOptions:
         listen: where to listen, or `stdio`.
         settings: times and bounds.
         exit_on_stdin_close: when listening, whether the end of standard input ends the daemon.
+        use_cgroups: whether to contain processes by control groups where the system has them.
     """
 
     listen: ListenAddress
     settings: Settings = field(default_factory=Settings)
     exit_on_stdin_close: bool = False
+    use_cgroups: bool = True
 
 
 def serve_forever(options: ServerOptions) -> int:
@@ -83,7 +90,10 @@ async def _serve(options: ServerOptions) -> int:
                 watches.start_soon(_stop_on_stdin_end, serving)
             listener = None if options.listen == "stdio" else await _listen(options.listen)
             with serving:
-                async with open_supervisor_core(options.settings) as supervisor:
+                subtree = open_subtree() if options.use_cgroups else None
+                containment = Containment(owns_process=True, subtree=subtree)
+                watches.start_soon(_reap_orphans, containment)
+                async with open_supervisor_core(options.settings, containment=containment) as supervisor:
                     watches.start_soon(_stop_on_signal, signals, serving, supervisor)
                     if listener is None:
                         code = await _serve_stdio(supervisor)
@@ -102,6 +112,13 @@ async def _stop_on_signal(
             os._exit(0)
         log.info("%s: stopping", signal.Signals(number).name)
         serving.cancel()
+
+
+async def _reap_orphans(containment: Containment) -> None:
+    """Whoever daemonises below us becomes our child; when it has died, somebody must take it away."""
+    while True:
+        await trio.sleep(REAP_S)
+        containment.reap_orphans()
 
 
 async def _stop_on_stdin_end(serving: trio.CancelScope) -> None:
