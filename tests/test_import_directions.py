@@ -18,12 +18,13 @@ PACKAGES = {
 ROOMS = {
     "protocol": "errors base64_text path_uri messages json_limits handshake codec __init__",
     # For everything above.
-    "shared": "_version errors events _background _channel _inherited",
+    "shared": "_version errors events _background _channel _inherited _tracing",
     # Each may import what stands before it.
     "core": """_event_log _lifecycle _stdin_queue _retained_total _settings _fd _posix_spawn _fork_spawn
-        _child_environment _environment_info _outbox _spawn _process _session _supervisor _handlers _connection""",
+        _child_environment _environment_info _outbox _metrics _audit_log _spawn _process _journal _session
+        _supervisor _handlers _connection""",
     "doors": """_listen_address _peer_user _http_door _websocket _socket_stream _websocket_channel _stdio_channel
-        server""",
+        _service_manager _shutdown server""",
     "client": """_event_order _recovery _websocket_client _calls _process_handle _remote_process _observed_process
         _process_table _link _lifeline client""",
     "embedded": "embedded",
@@ -56,12 +57,13 @@ ONLY_IN = {
     "ctypes": {"tsupervise._posix_spawn", "tsupervise._keeper"},
     "subprocess": {"tsupervise._fork_spawn"},
     "asyncio": set[str](),
+    "opentelemetry": {"tsupervise._tracing"},
 }
 """Foreign packages that one module hides from all others."""
 
 WITHOUT_TRIO = {
     *("__init__", "__main__", "_version", "cli", "errors", "events", "_settings", "_log_output"),
-    *("_event_log", "_lifecycle", "_stdin_queue", "_retained_total", "_event_order", "_recovery"),
+    *("_event_log", "_lifecycle", "_metrics", "_stdin_queue", "_retained_total", "_event_order", "_recovery"),
     *("_child_environment", "_environment_info", "_inherited", "_posix_spawn", "_keeper"),
     *("_http_door", "_websocket", "_listen_address", "_peer_user"),
 }

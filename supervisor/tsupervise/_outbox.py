@@ -140,6 +140,8 @@ class Outbox:
         self._corked = False
         self._sent_now_at = 0.0
         self._reply_bytes = 0
+        self.sent_bytes = 0
+        """Of all messages that have been taken so far."""
         self.event_bytes = 0
         self.event_room = trio.lowlevel.ParkingLot()
 
@@ -234,6 +236,7 @@ class Outbox:
             batch.append(message)
             if not feed.is_empty:
                 self._ready.append(feed)
+        self.sent_bytes += size
         if not self.event_room:
             return batch
         if not self._ready:

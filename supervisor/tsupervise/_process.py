@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 
 import msgspec
 import trio
@@ -73,10 +74,18 @@ class Process:
         uid: the daemon's name for it, never given twice.
         event_log: where its output is numbered and retained.
         retained: the daemon's account of all retained output.
+        max_feed_bytes: the most output that waits to be sent, in bytes.
+        on_exit: called when the exit has been recorded.
     """
 
     def __init__(
-        self, params: StartParams, uid: str, event_log: EventLog, retained: RetainedTotal, max_feed_bytes: int
+        self,
+        params: StartParams,
+        uid: str,
+        event_log: EventLog,
+        retained: RetainedTotal,
+        max_feed_bytes: int,
+        on_exit: Callable[[Process], None] = lambda _: None,
     ) -> None:
         self.params = params
         self.uid = uid
@@ -86,6 +95,7 @@ class Process:
         self.start_scope = trio.CancelScope()
         """Around the wait of a start that does not spawn at once; cancelled to give the start up."""
         self._retained = retained
+        self._on_exit = on_exit
         self._max_feed_bytes = max(1, min(MAX_FEED_BYTES, max_feed_bytes))
         self._feed: Feed | None = None
         self._child: Child | None = None
@@ -106,6 +116,16 @@ class Process:
     @property
     def state(self) -> State:
         return self.lifecycle.state
+
+    @property
+    def pid(self) -> int | None:
+        """Of its child, once there is one."""
+        return self._child.pid if self._child is not None else None
+
+    @property
+    def input_bytes(self) -> int:
+        """How much its child has taken of its stdin."""
+        return self._stdin.taken_bytes
 
     @property
     def state_name(self) -> ProcessState:
@@ -190,6 +210,7 @@ class Process:
         code, term_signal = child.exit_status()
         self.lifecycle.take(Step.EXITED)
         self._announce(self.log.record_exit(code, term_signal))
+        self._on_exit(self)
         child.release_slave()
         self._stdin.discard()
         if child.stdin is not None:
@@ -420,7 +441,7 @@ class Process:
             cwd=self.params.cwd,
             tty=self.params.tty,
             started_at_ms=self.started_at_ms,
-            pid=self._child.pid if self._child is not None else None,
+            pid=self.pid,
             exit_code=exit_event.code if exit_event else None,
             term_signal=exit_event.term_signal if exit_event else None,
             last_seq=self.log.last_seq,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from math import inf
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from tsupervise_protocol.errors import ErrorCode, RpcError
 from tsupervise_protocol.messages import StartParams
 
 from ._event_log import EventLog
+from ._journal import Journal
 from ._lifecycle import State
 from ._outbox import Outbox
 from ._process import Process
@@ -41,6 +42,11 @@ class Holder(Protocol):
 
     outbox: Outbox
 
+    @property
+    def origin(self) -> Mapping[str, object]:
+        """Where its peer is: `peer`, and `peer_uid` if it is known."""
+        ...
+
     def challenge(self) -> None:
         """Somebody else wants the session: find out whether the peer is still there, and leave if not."""
         ...
@@ -63,6 +69,7 @@ class Session:
         spawner: starts children.
         retained: the daemon's account of retained output.
         index: the daemon's index of all processes; this session keeps its own part of it.
+        journal: where its steps are told.
     """
 
     def __init__(
@@ -72,15 +79,19 @@ class Session:
         spawner: Spawner,
         retained: RetainedTotal,
         index: ProcessIndex,
+        journal: Journal,
     ) -> None:
         self.session_id = session_id
         self.client_name = ""
         """What the client calls itself that holds it, or held it last."""
+        self.origin: Mapping[str, object] = {}
+        """Where that client is, or was."""
         self.holder: Holder | None = None
         self.kept = False
         """Whether it goes on without a holder until it is ended, or has nothing left to keep."""
         self.over = trio.Event()
         self._index = index
+        self._journal = journal
         self._settings = settings
         self._spawner = spawner
         self._retained = retained
@@ -115,7 +126,7 @@ class Session:
             for process in list(self._processes.values()):
                 self._forget(process)
             self.over.set()
-            log.info("session %s ended", self.session_id)
+            self._journal.session_ended(self)
 
     async def _keep_time(self) -> None:
         """Forget closed processes when their time is over; return when the session's is."""
@@ -149,6 +160,7 @@ class Session:
         """Give the session to a connection: every event from now on goes there."""
         assert self.holder is None, "a session has one holder"
         self.holder = holder
+        self.origin = holder.origin
         self._expires_at = inf
         for process in self._processes.values():
             process.attach(holder.outbox)
@@ -158,6 +170,7 @@ class Session:
         if self.holder is not holder:
             return
         self.holder = None
+        self._journal.session_detached(self)
         for process in self._processes.values():
             process.detach()
         self._let_time_run()
@@ -205,12 +218,14 @@ class Session:
         if params.process_id in self._processes:
             raise RpcError(ErrorCode.INVALID_REQUEST, f"process {params.process_id} already exists")
         event_log = EventLog(self._settings.retained_bytes)
-        process = Process(params, uid, event_log, self._retained, self._settings.retained_bytes // 2)
+        max_feed_bytes = self._settings.retained_bytes // 2
+        process = Process(params, uid, event_log, self._retained, max_feed_bytes, self._process_exited)
         self._processes[params.process_id] = process
         self._index[uid] = self, process
         try:
             child = self._spawner(request)
         except BaseException:
+            self._journal.start_failed(self, process)
             self._forget(process)
             raise
         if isinstance(child, Child):
@@ -226,6 +241,7 @@ class Session:
                 raise RpcError(ErrorCode.INVALID_REQUEST, f"process {process.process_id} start was cancelled")
             return self._own(process, child)
         except BaseException:
+            self._journal.start_failed(self, process)
             self._forget(process)
             if child is not None:
                 await child.destroy()
@@ -236,6 +252,7 @@ class Session:
         self._raise_if_ended()
         assert self._nursery is not None, "a session is opened when its nursery is"
         process.spawned(child)
+        self._journal.process_started(self, process)
         if self.holder is not None:
             process.attach(self.holder.outbox)
         self._nursery.start_soon(self._run_process, process, name=f"process {process.uid}")
@@ -253,12 +270,19 @@ class Session:
             log.exception("process %s failed inside the supervisor", process.uid)
             self._forget(process)
             return
+        finally:
+            if process.log.exit is None:
+                self._journal.process_killed(self, process)
+        self._journal.process_closed(self, process)
         self._closed.append((trio.current_time() + self._settings.retention_s, process))
         survivors = process.left_behind()
         if survivors is not None:
             self._survivors.append(survivors)
         if len(self._closed) == 1 or len(self._survivors) == 1:
             self._times_changed.unpark_all()
+
+    def _process_exited(self, process: Process) -> None:
+        self._journal.process_exited(self, process)
 
     def _forget(self, process: Process) -> None:
         # Only this very process: its id may have been taken by a newer one.
@@ -267,6 +291,7 @@ class Session:
         self._index.pop(process.uid, None)
         if process.state is State.GONE:
             return
+        self._journal.process_forgotten(process)
         process.forget()
 
     def find(self, process_id: str) -> Process | None:

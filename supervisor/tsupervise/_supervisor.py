@@ -21,26 +21,42 @@ from tsupervise_protocol.messages import (
     InitializeParams,
     OperatorEntry,
     OperatorStatusResult,
+    ProcessState,
 )
 
 from ._background import open_background
 from ._environment_info import environment_info
 from ._inherited import own_environment
+from ._journal import Journal, bytes_of
+from ._lifecycle import State
+from ._metrics import Now, ProcessBytes
 from ._process import Process
 from ._retained_total import RetainedTotal
 from ._session import Holder, ProcessIndex, Session
 from ._settings import Settings
 from ._spawn import Spawner, spawn
+from ._tracing import RequestTracer
 from ._version import __version__
 
 log = logging.getLogger(__name__)
 
 
+_OVER = (State.CLOSED, State.GONE)
+
+_STATES: tuple[ProcessState, ...] = ("starting", "running", "exited", "closed")
+
+
 class Supervisor:
     """All sessions of one daemon. Made by `open_supervisor_core`, which also ends it."""
 
-    def __init__(self, settings: Settings, spawner: Spawner, nursery: trio.Nursery) -> None:
+    def __init__(self, settings: Settings, spawner: Spawner, journal: Journal, nursery: trio.Nursery) -> None:
         self.settings = settings
+        self.journal = journal
+        self.metrics = journal.metrics
+        self.tracer: RequestTracer | None = None
+        """Makes a span of each request, where that is wanted."""
+        self.draining = False
+        """Whether it takes no new sessions and starts no processes any more."""
         self.inherited = own_environment()
         """What `inherit` in an envPolicy means."""
         self.environment: EnvironmentInfo = environment_info(__version__, OWN_CAPABILITIES, self.inherited)
@@ -65,13 +81,17 @@ class Supervisor:
         """Make a session for a connection, or give it back the one that it names.
 
         Raises:
-            RpcError: INVALID_REQUEST, no session of that id; SESSION_ATTACHED, another connection holds it.
+            RpcError: INVALID_REQUEST, no session of that id; SESSION_ATTACHED, another connection holds it;
+                SHUTTING_DOWN, there will be no new session.
         """
         if params.resume_session_id is not None:
             session = self._resume(holder, params.resume_session_id)
             session.client_name = params.client_name
+            self.journal.session_resumed(session)
             return session
-        session = Session(str(uuid.uuid4()), self.settings, self._spawner, self._retained, self._index)
+        self.refuse_if_draining()
+        session_id = str(uuid.uuid4())
+        session = Session(session_id, self.settings, self._spawner, self._retained, self._index, self.journal)
         session.client_name = params.client_name
         # Held from the first moment on: the time without a connection must not run before there was one.
         session.attach(holder)
@@ -81,8 +101,18 @@ class Supervisor:
         except BaseException:
             session.detach(holder)
             raise
-        log.info("session %s opened", session.session_id)
+        self.journal.session_opened(session)
         return session
+
+    def refuse_if_draining(self) -> None:
+        """Let no new work in once the daemon is on its way out.
+
+        Raises:
+            RpcError: SHUTTING_DOWN.
+        """
+        if self.draining:
+            text = "the daemon is shutting down and takes no new work; what runs may still end"
+            raise RpcError(ErrorCode.SHUTTING_DOWN, text)
 
     def _resume(self, holder: Holder, session_id: str) -> Session:
         session = self.find_session(session_id)
@@ -94,7 +124,6 @@ class Supervisor:
                 f"session {session_id} is already attached to another connection",
             )
         session.attach(holder)
-        log.info("session %s resumed", session_id)
         return session
 
     async def _run_session(
@@ -156,10 +185,41 @@ class Supervisor:
             sessions=len(sessions),
             sessions_attached=sum(session.holder is not None for session in sessions),
             sessions_kept=sum(session.kept for session in sessions),
-            processes=dict(Counter(process.state_name for _, process in self._index.values())),
+            processes=dict(self._count_states()),
             retained_bytes=self._retained.bytes,
             retained_total_bytes=self.settings.retained_total_bytes,
         )
+
+    def metrics_text(self) -> str:
+        """All counts, in the Prometheus text format."""
+        sessions = self._sessions.values()
+        attached = sum(session.holder is not None for session in sessions)
+        total = ProcessBytes()
+        for _, process in self._index.values():
+            total.add(bytes_of(process))
+        return self.metrics.render(
+            Now(
+                version=__version__,
+                started_at_s=self.started_at_ms / 1000,
+                draining=self.draining,
+                sessions={"attached": attached, "detached": len(sessions) - attached},
+                processes={**dict.fromkeys(_STATES, 0), **self._count_states()},
+                process_bytes=total,
+                retained_bytes=self._retained.bytes,
+            )
+        )
+
+    def _count_states(self) -> Counter[ProcessState]:
+        return Counter(process.state_name for _, process in self._index.values())
+
+    async def drain(self) -> None:
+        """Take no new work, and wait until all that runs has ended and its clients have been told."""
+        self.draining = True
+        while running := next((p for _, p in self._index.values() if p.state not in _OVER), None):
+            await running.wait_changed()
+        for session in self.sessions:
+            if session.holder is not None:
+                await session.holder.outbox.wait_until_empty()
 
     def kill_all(self) -> None:
         """SIGKILL to everything at once, without waiting for any of it: for leaving in a hurry."""
@@ -184,9 +244,15 @@ def _operator_entry(session: Session, process: Process) -> OperatorEntry:
 
 @asynccontextmanager
 async def open_supervisor_core(
-    settings: Settings | None = None, spawner: Spawner = spawn
+    settings: Settings | None = None, spawner: Spawner = spawn, *, journal: Journal | None = None
 ) -> AsyncGenerator[Supervisor]:
-    """A supervisor for the time of the block; at its end every session ends and every process is killed."""
+    """A supervisor for the time of the block; at its end every session ends and every process is killed.
+
+    Args:
+        settings: times and bounds.
+        spawner: starts children.
+        journal: where all of it is told; None for the log alone.
+    """
     # Children of this nursery: the sessions.
     async with open_background(outlast_cancel=False) as nursery:
-        yield Supervisor(settings or Settings(), spawner, nursery)
+        yield Supervisor(settings or Settings(), spawner, journal or Journal(), nursery)

@@ -50,7 +50,8 @@ def main() -> None:
     default="ws://127.0.0.1:0",
     metavar="URL",
     show_default=True,
-    help="ws://IP:PORT (port 0: any free one, printed as the one line on stdout) or stdio.",
+    help="ws://IP:PORT (port 0: any free one, printed as the one line on stdout), stdio, or systemd for a "
+    "socket that is passed.",
 )
 @click.option(
     "--detached-ttl",
@@ -93,6 +94,25 @@ def main() -> None:
 )
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option(
+    "--audit-log",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Append a JSON line for each session and process: who, what, when, how it ended.",
+)
+@click.option(
+    "--otel/--no-otel",
+    default=None,
+    help="Send a trace span of each request by OTLP; without either, if OTEL_EXPORTER_OTLP_ENDPOINT is set.",
+)
+@click.option(
+    "--drain",
+    type=_Seconds(min=0),
+    default=0.0,
+    metavar="S",
+    show_default=True,
+    help="After the first signal, take no new work and let what runs end, for so many seconds.",
+)
+@click.option(
     "--exit-on-stdin-close",
     is_flag=True,
     default=_stdin_close_variable,
@@ -109,18 +129,27 @@ def run(
     retained_total_bytes: int,
     log_level: str,
     log_format: str,
+    audit_log: str | None,
+    otel: bool | None,
+    drain: float,
     exit_on_stdin_close: bool,
     insecure: bool,
 ) -> None:
-    """Run the daemon, until SIGTERM, SIGINT or SIGHUP."""
+    """Run the daemon, until SIGTERM, SIGINT or SIGHUP; a second one makes it leave at once.
+
+    Exit codes: 0 after these, and at the end of stdin; 1 if it cannot start, or a peer on stdio breaks the
+    protocol; 2 for wrong options; 128 + n if signal n has killed it.
+    """
     try:
         address = parse_listen_url(listen)
         check_exposure(address, insecure=insecure)
     except ListenRefused as refusal:
         raise click.ClickException(str(refusal)) from None
 
+    from ._audit_log import CannotAudit
     from ._log_output import log_to_stderr
     from ._settings import Settings
+    from ._tracing import CannotTrace
     from .server import CannotListen, ServerOptions, serve_forever
 
     settings = Settings(
@@ -131,8 +160,18 @@ def run(
     )
     log_to_stderr(log_level, as_json=log_format == "json")
     try:
-        code = serve_forever(ServerOptions(address, settings, exit_on_stdin_close))
-    except CannotListen as refusal:
+        code = serve_forever(
+            ServerOptions(
+                address,
+                settings,
+                exit_on_stdin_close,
+                insecure,
+                drain,
+                audit_log,
+                otel,
+            )
+        )
+    except (CannotListen, CannotAudit, CannotTrace) as refusal:
         raise click.ClickException(str(refusal)) from None
     sys.exit(code)
 

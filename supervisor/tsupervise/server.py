@@ -6,23 +6,32 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from http import HTTPStatus
+from ipaddress import ip_address
 
 import trio
 
+from ._audit_log import open_audit_log
 from ._background import open_background
 from ._connection import Connection
-from ._http_door import HttpDoor, Respond, Upgrade
+from ._http_door import Answer, HttpDoor, Respond, Upgrade
 from ._inherited import heeded
-from ._listen_address import ListenAddress, TcpAddress
+from ._journal import Journal, tell
+from ._listen_address import ListenAddress, ListenRefused, TcpAddress, check_exposure
+from ._metrics import CONTENT_TYPE, Metrics
 from ._peer_user import peer_uid
+from ._service_manager import Handover, ServiceManager, passed_listener, take_handover
 from ._settings import Settings
+from ._shutdown import REOPEN_SIGNAL, STOP_SIGNALS, Shutdown, watch_loop
 from ._socket_stream import EagerSocketStream
 from ._spawn import open_low_descriptors, what_is_lacking
-from ._stdio_channel import StdioChannel, read_blocking
+from ._stdio_channel import StdioChannel
 from ._supervisor import Supervisor, open_supervisor_core
+from ._tracing import open_tracing
 from ._websocket_channel import RECEIVE_BYTES, WebSocketChannel, linger
 
 log = logging.getLogger(__name__)
@@ -33,8 +42,6 @@ HEAD_TIMEOUT_S = 10.0
 BACKLOG = 1024
 """Connections that the kernel accepts for us while we are busy."""
 
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
@@ -44,11 +51,19 @@ class ServerOptions:
         listen: where to listen, or `stdio`.
         settings: times and bounds.
         exit_on_stdin_close: when listening, whether the end of standard input ends the daemon.
+        insecure: whether a socket that is passed may be one beyond loopback.
+        drain_s: how long what runs may take to end after the first signal, in seconds.
+        audit_log: the file of the audit log, None for none.
+        traces: whether spans are sent by OpenTelemetry; None if its variables are to decide.
     """
 
     listen: ListenAddress
     settings: Settings = field(default_factory=Settings)
     exit_on_stdin_close: bool = False
+    insecure: bool = False
+    drain_s: float = 0.0
+    audit_log: str | None = None
+    traces: bool | None = None
 
 
 def serve_forever(options: ServerOptions) -> int:
@@ -57,60 +72,52 @@ def serve_forever(options: ServerOptions) -> int:
     Prints the URL as the only line on standard output as soon as it can be connected to.
 
     Raises:
-        CannotListen: the address is taken, or none of this machine's.
+        CannotListen: the address is taken, or none of this machine's, or no socket was passed.
+        CannotAudit: the audit log cannot be opened.
+        CannotTrace: what makes traces is not installed.
     """
+    handover = take_handover(os.environ)
     open_low_descriptors()
     if lacking := what_is_lacking():
         log.warning("this C library's posix_spawn is incomplete (glibc 2.34 has it all): %s", lacking)
     # Whoever started us may ignore it, and then no child could be waited for: the kernel would reap them.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    return trio.run(_serve, options)
+    return trio.run(_serve, options, handover)
 
 
 class CannotListen(Exception):
-    """The address is taken, or none of this machine's."""
+    """The address is taken, or none of this machine's, or no socket was passed."""
 
 
-async def _serve(options: ServerOptions) -> int:
-    code = 0
-    with trio.open_signal_receiver(*heeded(_STOP_SIGNALS)) as signals:
-        # Children of this nursery: the watches that stop the daemon.
-        async with open_background(outlast_cancel=False) as watches:
+async def _serve(options: ServerOptions, handover: Handover) -> int:
+    metrics = Metrics()
+    manager = ServiceManager(handover)
+    with closing(manager), trio.open_signal_receiver(*heeded(STOP_SIGNALS), REOPEN_SIGNAL) as signals:
+        async with (
+            open_audit_log(options.audit_log, metrics) as audit,
+            open_tracing(options.traces) as tracer,
+            # Children of this nursery: the watches that stop the daemon, and the one over the loop.
+            open_background(outlast_cancel=False) as watches,
+        ):
+            listener = await _listen(options, handover)
             serving = trio.CancelScope()
-            if options.exit_on_stdin_close and options.listen != "stdio":
-                watches.start_soon(_stop_on_stdin_end, serving)
-            listener = None if options.listen == "stdio" else await _listen(options.listen)
+            code = 0
             with serving:
-                async with open_supervisor_core(options.settings) as supervisor:
-                    watches.start_soon(_stop_on_signal, signals, serving, supervisor)
+                async with open_supervisor_core(
+                    options.settings, journal=Journal(metrics, audit)
+                ) as supervisor:
+                    supervisor.tracer = tracer
+                    shutdown = Shutdown(serving, supervisor, manager, options.drain_s, watches)
+                    watches.start_soon(shutdown.obey, signals, audit)
+                    watches.start_soon(watch_loop, metrics, manager)
                     if listener is None:
+                        await manager.ready("stdio")
                         code = await _serve_stdio(supervisor)
                     else:
-                        await _serve_listener(supervisor, listener)
+                        if options.exit_on_stdin_close:
+                            watches.start_soon(shutdown.obey_stdin)
+                        await _serve_listener(supervisor, listener, manager)
     return code
-
-
-async def _stop_on_signal(
-    signals: AsyncIterator[int], serving: trio.CancelScope, supervisor: Supervisor
-) -> None:
-    async for number in signals:
-        if serving.cancel_called:
-            log.warning("%s again: leaving at once", signal.Signals(number).name)
-            supervisor.kill_all()
-            os._exit(0)
-        log.info("%s: stopping", signal.Signals(number).name)
-        serving.cancel()
-
-
-async def _stop_on_stdin_end(serving: trio.CancelScope) -> None:
-    await trio.to_thread.run_sync(_read_to_end, abandon_on_cancel=True)
-    log.info("standard input has ended: stopping")
-    serving.cancel()
-
-
-def _read_to_end() -> None:
-    while read_blocking(0):
-        pass
 
 
 async def _serve_stdio(supervisor: Supervisor) -> int:
@@ -119,7 +126,12 @@ async def _serve_stdio(supervisor: Supervisor) -> int:
     return 1 if connection.violated else 0
 
 
-async def _listen(address: TcpAddress) -> trio.SocketListener:
+async def _listen(options: ServerOptions, handover: Handover) -> trio.SocketListener | None:
+    address = options.listen
+    if address == "stdio":
+        return None
+    if address == "systemd":
+        return _take_listener(options, handover)
     family = socket.AF_INET6 if address.host.version == 6 else socket.AF_INET
     try:
         sock = trio.socket.socket(family, socket.SOCK_STREAM)
@@ -134,11 +146,25 @@ async def _listen(address: TcpAddress) -> trio.SocketListener:
     return trio.SocketListener(sock)
 
 
-async def _serve_listener(supervisor: Supervisor, listener: trio.SocketListener) -> None:
+def _take_listener(options: ServerOptions, handover: Handover) -> trio.SocketListener:
+    try:
+        sock = passed_listener(handover)
+        host, port = sock.getsockname()[:2]
+        check_exposure(TcpAddress(ip_address(host), port), insecure=options.insecure)
+    except (ValueError, ListenRefused) as refusal:
+        raise CannotListen(str(refusal)) from None
+    sock.setblocking(False)
+    return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+
+
+async def _serve_listener(
+    supervisor: Supervisor, listener: trio.SocketListener, manager: ServiceManager
+) -> None:
     host, port = listener.socket.getsockname()[:2]
     supervisor.listen = f"ws://{_authority(host, port)}"
     print(supervisor.listen, flush=True)
-    log.info("listening at %s", _authority(host, port))
+    tell(logging.INFO, "daemon.listening", url=supervisor.listen)
+    await manager.ready(supervisor.listen)
 
     async def serve(accepted: trio.SocketStream) -> None:
         # A bug of ours in one connection must not end the others.
@@ -154,7 +180,7 @@ async def _serve_socket(supervisor: Supervisor, sock: socket.socket) -> None:
     stream = EagerSocketStream(sock)
     try:
         host, port = sock.getpeername()[:2]
-        upgrade = await _pass_door(stream)
+        upgrade = await _pass_door(supervisor, stream)
         if upgrade is not None:
             peer = _authority(host, port)
             channel = WebSocketChannel(
@@ -167,19 +193,35 @@ async def _serve_socket(supervisor: Supervisor, sock: socket.socket) -> None:
         await trio.aclose_forcefully(stream)
 
 
-async def _pass_door(stream: EagerSocketStream) -> Upgrade | None:
+async def _pass_door(supervisor: Supervisor, stream: EagerSocketStream) -> Upgrade | None:
     """Read the HTTP request and answer it; None if it is no upgrade, or does not come in time."""
-    door = HttpDoor()
+    door = HttpDoor(_pages(supervisor))
     with trio.move_on_after(HEAD_TIMEOUT_S):
         while data := await stream.receive_some(RECEIVE_BYTES):
             decision = door.receive(data)
             if decision is not None:
+                supervisor.metrics.http_responses[decision.status] += 1
                 await stream.send_all(decision.data)
                 if not isinstance(decision, Respond):
                     return decision
                 await linger(stream)
                 return None
     return None
+
+
+def _pages(supervisor: Supervisor) -> Mapping[bytes, Callable[[], Answer]]:
+    """What GET and HEAD find, besides the WebSocket at `/`."""
+
+    def ready() -> Answer:
+        if supervisor.draining:
+            return Answer(HTTPStatus.SERVICE_UNAVAILABLE, "the daemon is shutting down")
+        return Answer(HTTPStatus.OK)
+
+    return {
+        b"/livez": lambda: Answer(HTTPStatus.OK),
+        b"/readyz": ready,
+        b"/metrics": lambda: Answer(HTTPStatus.OK, supervisor.metrics_text(), content_type=CONTENT_TYPE),
+    }
 
 
 def _authority(host: str, port: int) -> str:
