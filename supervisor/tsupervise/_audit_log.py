@@ -105,6 +105,7 @@ class AuditLog:
         self._filled.unpark_all()
         with trio.move_on_after(LAST_WRITE_S, shield=True):
             await self._over.wait()
+            os.close(self._fd)
 
     def _drop(self, count: int, why: str) -> None:
         self._dropped += count
