@@ -165,7 +165,7 @@ async def test_a_draining_daemon_is_alive_and_not_ready() -> None:
             (await peer.start("p", "sleep", "600")).ok()
             assert value(await counts(daemon), "draining") == 0
             daemon.process.send_signal(signal.SIGTERM)
-            status = 200
+            status, body = 200, ""
             while status == 200:
                 status, body, _ = await get(daemon, "/readyz")
             assert (status, body) == (503, "the daemon is shutting down")

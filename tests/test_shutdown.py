@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import subprocess
 from pathlib import Path
 
 import pytest
+import trio
 
 from daemons import Daemon, command_of, running, start_daemon
 from http_pages import get
+from in_process import open_house
 from procfs import marked, new_marker, until
 from wire import connect
 
@@ -77,6 +81,58 @@ async def test_a_second_signal_ends_the_drain() -> None:
             daemon.process.send_signal(signal.SIGINT)
             assert daemon.process.wait(10) == 0
         await until(lambda: not marked(marker))
+
+
+@pytest.mark.case(181)
+@pytest.mark.parametrize("reads", [True, False])
+async def test_a_drain_waits_for_who_has_not_heard_of_the_end(reads: bool, autojump_clock: object) -> None:
+    """All has ended, and still the last events are on their way: they must not be cut off."""
+    async with open_house() as house:
+        peer = await house.connect()
+        (await peer.start("p")).ok()
+        if not reads:
+            peer.receiving.cancel()
+        house.children[0].say(b"the last words")
+        house.children[0].end()
+        with trio.move_on_after(60) as limit:
+            await house.supervisor.wait_until_idle()
+        assert limit.cancelled_caught is not reads
+        if reads:
+            assert [event.kind for event in peer.events] == ["output", "exited", "closed"]
+
+
+@pytest.mark.case(181)
+async def test_a_drain_may_have_no_end(tmp_path: Path) -> None:
+    """`inf` is as long as it takes; a manager is told some decades."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        env = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")}
+        with running(start_daemon("ours", "--drain", "inf", env=env)) as daemon:
+            async with connect(daemon.url) as peer:
+                (await peer.start("p", "sh", "-c", LINE_READER, pipeStdin=True)).ok()
+                daemon.process.send_signal(signal.SIGTERM)
+                await until_draining(daemon)
+                (await peer.write("p", b"it\n", "w1")).ok()
+                await peer.until_closed("p")
+            assert daemon.process.wait(10) == 0
+
+
+@pytest.mark.case(180)
+async def test_the_last_lines_hold_up_no_second_signal(tmp_path: Path) -> None:
+    """A collector of traces that does not answer costs its time at the end, unless there is another signal."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        env = {**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
+        log = tmp_path / "log"
+        with running(start_daemon("ours", env=env, stderr=log)) as daemon:
+            async with connect(daemon.url):
+                pass
+            daemon.process.send_signal(signal.SIGTERM)
+            connection, _ = await trio.to_thread.run_sync(silent.accept)
+            with connection:
+                daemon.process.send_signal(signal.SIGTERM)
+                assert await trio.to_thread.run_sync(daemon.process.wait, 10) == 0
+        assert "leaving at once" in log.read_text()
 
 
 @pytest.mark.case(181)

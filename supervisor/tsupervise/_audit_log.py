@@ -22,7 +22,7 @@ from ._metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-MAX_WAITING_LINES = 10_000
+MAX_WAITING_LINES = 4_096
 """Lines that wait for the disk; a line is a few hundred bytes. Later ones are dropped."""
 
 LAST_WRITE_S = 2.0

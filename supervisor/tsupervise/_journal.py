@@ -92,12 +92,12 @@ class Journal:
 
     def __init__(self, metrics: Metrics | None = None, audit: AuditLog | None = None) -> None:
         self.metrics = metrics or Metrics()
-        self.audit = audit
+        self._audit = audit
 
     def _note(self, level: int, event: str, /, **ids: object) -> None:
         tell(level, event, **ids)
-        if self.audit is not None:
-            self.audit.write(event, _known(ids))
+        if self._audit is not None:
+            self._audit.write(event, _known(ids))
 
     # --- sessions ------------------------------------------------------------------------------------
 
@@ -126,7 +126,7 @@ class Journal:
     def process_started(self, session: Account, process: Process) -> None:
         self.metrics.processes_started += 1
         # The one that is on the way of every start: nothing is made for nobody.
-        if self.audit is not None or log.isEnabledFor(logging.DEBUG):
+        if self._audit is not None or log.isEnabledFor(logging.DEBUG):
             self._note(logging.DEBUG, "process.started", **_who(session), **_what(process), pid=process.pid)
 
     def process_exited(self, session: Account, process: Process) -> None:
@@ -144,7 +144,7 @@ class Journal:
         self, session: Account, process: Process, result: str, code: int | None, term_signal: int | None
     ) -> None:
         self.metrics.processes_ended[result] += 1
-        if self.audit is None and not log.isEnabledFor(logging.DEBUG):
+        if self._audit is None and not log.isEnabledFor(logging.DEBUG):
             return
         self._note(
             logging.DEBUG,

@@ -24,6 +24,9 @@ FIRST_DESCRIPTOR = 3
 SEND_S = 1.0
 """How long a manager that does not read may hold up what it is told, in seconds."""
 
+LONGEST_S = 1e9
+"""Three decades: what a manager is told of a time without an end."""
+
 
 @dataclass(frozen=True, slots=True)
 class Handover:
@@ -90,7 +93,8 @@ class ServiceManager:
             status: for people.
             within_s: how long that may take, in seconds: the manager must not become impatient earlier.
         """
-        await self._tell("STOPPING=1", f"STATUS={status}", f"EXTEND_TIMEOUT_USEC={int(within_s * 1e6)}")
+        microseconds = int(min(within_s, LONGEST_S) * 1e6)
+        await self._tell("STOPPING=1", f"STATUS={status}", f"EXTEND_TIMEOUT_USEC={microseconds}")
 
     async def alive(self) -> None:
         """A sign of life, if one is wanted."""

@@ -83,7 +83,7 @@ class Shutdown:
         status = f"Draining: what runs may take {self._drain_s:g} s."
         await self._manager.stopping(status, self._drain_s + KILL_S)
         with trio.move_on_after(self._drain_s) as limit:
-            await self._supervisor.drain()
+            await self._supervisor.wait_until_idle()
         tell(logging.INFO, "daemon.drained", in_time=not limit.cancelled_caught)
         self._serving.cancel()
 

@@ -212,9 +212,8 @@ class Supervisor:
     def _count_states(self) -> Counter[ProcessState]:
         return Counter(process.state_name for _, process in self._index.values())
 
-    async def drain(self) -> None:
-        """Take no new work, and wait until all that runs has ended and its clients have been told."""
-        self.draining = True
+    async def wait_until_idle(self) -> None:
+        """Wait until all that runs has ended and its clients have been told."""
         while running := next((p for _, p in self._index.values() if p.state not in _OVER), None):
             await running.wait_changed()
         for session in self.sessions:

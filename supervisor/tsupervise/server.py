@@ -94,10 +94,10 @@ async def _serve(options: ServerOptions, handover: Handover) -> int:
     manager = ServiceManager(handover)
     with closing(manager), trio.open_signal_receiver(*heeded(STOP_SIGNALS), REOPEN_SIGNAL) as signals:
         async with (
+            # Children of this nursery: the watches that stop the daemon, to its very end, and that over the loop.
+            open_background(outlast_cancel=False) as watches,
             open_audit_log(options.audit_log, metrics) as audit,
             open_tracing(options.traces) as tracer,
-            # Children of this nursery: the watches that stop the daemon, and the one over the loop.
-            open_background(outlast_cancel=False) as watches,
         ):
             listener = await _listen(options, handover)
             serving = trio.CancelScope()
