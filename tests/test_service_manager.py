@@ -22,7 +22,7 @@ import pytest
 import trio
 
 from daemons import Daemon, command_of, running, start_daemon
-from procfs import children_of, listening_pid, until_stopped
+from procfs import children_of, descriptor_flags, listening_pid, until_stopped
 from tsupervise._metrics import Metrics
 from tsupervise._service_manager import Handover, ServiceManager, take_handover
 from tsupervise._shutdown import watch_loop
@@ -213,10 +213,7 @@ async def test_a_socket_that_is_passed_is_listened_at(host: str) -> None:
             assert output.startswith(b"4\n"), "stdin, stdout, stderr, and the folder that ls reads"
             assert b"LISTEN_" not in output
             (daemon,) = children_of(process.pid)
-            flags = dict(
-                line.split(":\t") for line in Path(f"/proc/{daemon}/fdinfo/3").read_text().splitlines()
-            )
-            assert int(flags["flags"], 8) & os.O_CLOEXEC
+            assert descriptor_flags(daemon, 3) & os.O_CLOEXEC
             early.settimeout(PATIENCE_S)
             early.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
             assert (await trio.to_thread.run_sync(early.recv, 100)).startswith(b"HTTP/1.1 200 ")
