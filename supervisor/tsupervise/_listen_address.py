@@ -39,20 +39,17 @@ class TcpAddress:
         return (mapped or self.host).is_loopback
 
 
-ListenAddress = TcpAddress | Literal["stdio", "systemd"]
-"""`systemd` is the socket that a service manager passes."""
+ListenAddress = TcpAddress | Literal["stdio"]
 
 
 def parse_listen_url(url: str) -> ListenAddress:
-    """Read a `--listen` value: `ws://IP:PORT`, `stdio` or `stdio://`, `systemd`.
+    """Read a `--listen` value: `ws://IP:PORT`, `stdio` or `stdio://`.
 
     Raises:
-        ListenRefused: it is none of them.
+        ListenRefused: it is neither.
     """
     if url in ("stdio", "stdio://"):
         return "stdio"
-    if url == "systemd":
-        return "systemd"
     if not url.startswith("ws://"):
         raise ListenRefused(f"unsupported --listen URL `{url}`; expected `ws://IP:PORT` or `stdio`")
     invalid = ListenRefused(f"invalid websocket --listen URL `{url}`; expected `ws://IP:PORT`")
@@ -67,13 +64,12 @@ def parse_listen_url(url: str) -> ListenAddress:
 
 
 def check_exposure(address: ListenAddress, *, insecure: bool) -> None:
-    """Raise ListenRefused for an address beyond this machine, unless that is wanted. A socket that is passed is
-    looked at when it is there.
+    """Raise ListenRefused for an address beyond this machine, unless that is wanted.
 
     Args:
         insecure: whether `--insecure` was given.
     """
-    if insecure or isinstance(address, str) or address.is_loopback:
+    if insecure or address == "stdio" or address.is_loopback:
         return
     raise ListenRefused(
         f"refused to listen on {address.url}: whoever can reach it can run any program as this user, and "

@@ -13,8 +13,11 @@ import socket
 from collections.abc import MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 import trio
+
+from ._listen_address import ListenRefused, TcpAddress
 
 log = logging.getLogger(__name__)
 
@@ -136,24 +139,29 @@ def _warn(error: OSError) -> None:
     log.warning("the service manager cannot be told anything: %s", error.strerror)
 
 
-def passed_listener(handover: Handover) -> socket.socket:
-    """The one listening socket that the manager has passed.
+def passed_listener(handover: Handover) -> tuple[socket.socket, TcpAddress]:
+    """The one listening socket that the manager has passed, and where it listens.
 
     Raises:
-        ValueError: it has passed none or several, or something else.
+        ListenRefused: it has passed none or several, or something else.
     """
     if len(handover.descriptors) != 1:
-        raise ValueError(
-            f"{len(handover.descriptors)} sockets were passed to this process (LISTEN_FDS), and it needs one: "
-            "start it from a socket unit with one ListenStream="
+        raise ListenRefused(
+            f"{len(handover.descriptors)} sockets were passed to this process (LISTEN_FDS), and `--listen "
+            "systemd` needs one: start it from a socket unit with one ListenStream="
         )
     (fd,) = handover.descriptors
     try:
         sock = socket.socket(fileno=fd)
     except OSError as error:
-        raise ValueError(f"descriptor {fd}, which was passed, is no socket: {error.strerror}") from None
+        raise ListenRefused(f"descriptor {fd}, which was passed, is no socket: {error.strerror}") from None
+    wrong = None
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
-        raise ValueError(f"the socket that was passed is no TCP socket: {sock.family.name}")
-    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        raise ValueError("the socket that was passed does not listen: use ListenStream= and Accept=no")
-    return sock
+        wrong = f"is no TCP socket ({socket.AddressFamily(sock.family).name})"
+    elif not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        wrong = "does not listen: use ListenStream= and Accept=no"
+    if wrong is not None:
+        sock.close()
+        raise ListenRefused(f"the socket that was passed {wrong}")
+    host, port = sock.getsockname()[:2]
+    return sock, TcpAddress(ip_address(host.partition("%")[0]), port)

@@ -140,8 +140,16 @@ def run(
     Exit codes: 0 after these, and at the end of stdin; 1 if it cannot start, or a peer on stdio breaks the
     protocol; 2 for wrong options; 128 + n if signal n has killed it.
     """
+    from ._service_manager import passed_listener, take_handover
+
+    # First of all: it is not for anybody else, in whatever way this goes on.
+    handover = take_handover(os.environ)
+    passed = None
     try:
-        address = parse_listen_url(listen)
+        if listen == "systemd":
+            passed, address = passed_listener(handover)
+        else:
+            address = parse_listen_url(listen)
         check_exposure(address, insecure=insecure)
     except ListenRefused as refusal:
         raise click.ClickException(str(refusal)) from None
@@ -165,10 +173,11 @@ def run(
                 address,
                 settings,
                 exit_on_stdin_close,
-                insecure,
-                drain,
-                audit_log,
-                otel,
+                handover=handover,
+                passed=passed,
+                drain_s=drain,
+                audit_log=audit_log,
+                traces=otel,
             )
         )
     except (CannotListen, CannotAudit, CannotTrace) as refusal:

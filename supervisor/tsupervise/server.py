@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import socket
 from collections.abc import Callable, Mapping
@@ -11,7 +10,6 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
-from ipaddress import ip_address
 
 import trio
 
@@ -21,10 +19,10 @@ from ._connection import Connection
 from ._http_door import Answer, HttpDoor, Respond, Upgrade
 from ._inherited import heeded
 from ._journal import Journal, tell
-from ._listen_address import ListenAddress, ListenRefused, TcpAddress, check_exposure
+from ._listen_address import ListenAddress, TcpAddress
 from ._metrics import CONTENT_TYPE, Metrics
 from ._peer_user import peer_uid
-from ._service_manager import Handover, ServiceManager, passed_listener, take_handover
+from ._service_manager import Handover, ServiceManager
 from ._settings import Settings
 from ._shutdown import REOPEN_SIGNAL, STOP_SIGNALS, Shutdown, watch_loop
 from ._socket_stream import EagerSocketStream
@@ -51,7 +49,8 @@ class ServerOptions:
         listen: where to listen, or `stdio`.
         settings: times and bounds.
         exit_on_stdin_close: when listening, whether the end of standard input ends the daemon.
-        insecure: whether a socket that is passed may be one beyond loopback.
+        handover: from the service manager.
+        passed: the socket to listen at, if the service manager has passed it.
         drain_s: how long what runs may take to end after the first signal, in seconds.
         audit_log: the file of the audit log, None for none.
         traces: whether spans are sent by OpenTelemetry; None if its variables are to decide.
@@ -60,7 +59,8 @@ class ServerOptions:
     listen: ListenAddress
     settings: Settings = field(default_factory=Settings)
     exit_on_stdin_close: bool = False
-    insecure: bool = False
+    handover: Handover = field(default_factory=Handover)
+    passed: socket.socket | None = None
     drain_s: float = 0.0
     audit_log: str | None = None
     traces: bool | None = None
@@ -72,26 +72,25 @@ def serve_forever(options: ServerOptions) -> int:
     Prints the URL as the only line on standard output as soon as it can be connected to.
 
     Raises:
-        CannotListen: the address is taken, or none of this machine's, or no socket was passed.
+        CannotListen: the address is taken, or none of this machine's.
         CannotAudit: the audit log cannot be opened.
         CannotTrace: what makes traces is not installed.
     """
-    handover = take_handover(os.environ)
     open_low_descriptors()
     if lacking := what_is_lacking():
         log.warning("this C library's posix_spawn is incomplete (glibc 2.34 has it all): %s", lacking)
     # Whoever started us may ignore it, and then no child could be waited for: the kernel would reap them.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    return trio.run(_serve, options, handover)
+    return trio.run(_serve, options)
 
 
 class CannotListen(Exception):
-    """The address is taken, or none of this machine's, or no socket was passed."""
+    """The address is taken, or none of this machine's."""
 
 
-async def _serve(options: ServerOptions, handover: Handover) -> int:
+async def _serve(options: ServerOptions) -> int:
     metrics = Metrics()
-    manager = ServiceManager(handover)
+    manager = ServiceManager(options.handover)
     with closing(manager), trio.open_signal_receiver(*heeded(STOP_SIGNALS), REOPEN_SIGNAL) as signals:
         async with (
             # Children of this nursery: the watches that stop the daemon, to its very end, and that over the loop.
@@ -99,7 +98,7 @@ async def _serve(options: ServerOptions, handover: Handover) -> int:
             open_audit_log(options.audit_log, metrics) as audit,
             open_tracing(options.traces) as tracer,
         ):
-            listener = await _listen(options, handover)
+            listener = None if options.listen == "stdio" else await _listen(options.listen, options.passed)
             serving = trio.CancelScope()
             code = 0
             with serving:
@@ -126,12 +125,9 @@ async def _serve_stdio(supervisor: Supervisor) -> int:
     return 1 if connection.violated else 0
 
 
-async def _listen(options: ServerOptions, handover: Handover) -> trio.SocketListener | None:
-    address = options.listen
-    if address == "stdio":
-        return None
-    if address == "systemd":
-        return _take_listener(options, handover)
+async def _listen(address: TcpAddress, passed: socket.socket | None) -> trio.SocketListener:
+    if passed is not None:
+        return trio.SocketListener(trio.socket.from_stdlib_socket(passed))
     family = socket.AF_INET6 if address.host.version == 6 else socket.AF_INET
     try:
         sock = trio.socket.socket(family, socket.SOCK_STREAM)
@@ -144,17 +140,6 @@ async def _listen(options: ServerOptions, handover: Handover) -> trio.SocketList
         text = f"cannot listen at {address.url}: {error.strerror} (os error {error.errno})"
         raise CannotListen(text) from None
     return trio.SocketListener(sock)
-
-
-def _take_listener(options: ServerOptions, handover: Handover) -> trio.SocketListener:
-    try:
-        sock = passed_listener(handover)
-        host, port = sock.getsockname()[:2]
-        check_exposure(TcpAddress(ip_address(host), port), insecure=options.insecure)
-    except (ValueError, ListenRefused) as refusal:
-        raise CannotListen(str(refusal)) from None
-    sock.setblocking(False)
-    return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
 
 
 async def _serve_listener(
