@@ -25,6 +25,10 @@ log = logging.getLogger(__name__)
 MAX_WAITING_LINES = 4_096
 """Lines that wait for the disk; a line is a few hundred bytes. Later ones are dropped."""
 
+GATHER_S = 0.01
+"""How long lines are gathered, in seconds. One write for each would double what they cost: 0.25 ms of CPU for the
+two of a process, instead of 0.12, beside 0.56 for the process itself (measured)."""
+
 LAST_WRITE_S = 2.0
 """How long a disk may take for what waits when the daemon ends, in seconds."""
 
@@ -80,6 +84,7 @@ class AuditLog:
         while self._waiting or not self._ending:
             if not self._waiting:
                 await self._filled.park()
+                await trio.sleep(GATHER_S)
                 continue
             lines = list(self._waiting)
             self._waiting.clear()

@@ -70,7 +70,7 @@ def _quoted(value: object) -> str:
 
 def printable(text: str) -> str:
     """Text with its lone surrogates spelt out: file names that are no UTF-8 come with such."""
-    return text.encode(errors="backslashreplace").decode()
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 class Account(Protocol):
