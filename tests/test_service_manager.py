@@ -65,10 +65,10 @@ class Manager:
             self.hear(timeout_s)
 
 
-@pytest.fixture(params=["path", "abstract"])
+@pytest.fixture
 def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]:
-    """A manager that listens at a path, or at an abstract name."""
-    address = str(tmp_path / "notify") if request.param == "path" else f"@tsupervise-{os.getpid()}"
+    """A manager that listens at a path, or by indirect parametrization at an abstract name."""
+    address: str = getattr(request, "param", None) or str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind("\0" + address[1:] if address.startswith("@") else address)
         yield Manager(sock, address)
@@ -79,6 +79,9 @@ def notified(manager: Manager, *options: str, **variables: str) -> Daemon:
 
 
 @pytest.mark.case(182)
+@pytest.mark.parametrize(
+    "manager", [None, f"@tsupervise-{os.getpid()}"], indirect=True, ids=["path", "abstract"]
+)
 async def test_the_manager_is_told_when_the_daemon_is_ready_and_when_it_stops(manager: Manager) -> None:
     """READY once it can be connected to, with its URL for people; STOPPING at the signal, with its time."""
     with running(notified(manager, "--drain", "30")) as daemon:
@@ -96,7 +99,7 @@ async def test_the_manager_is_told_when_the_daemon_is_ready_and_when_it_stops(ma
 async def test_a_daemon_that_does_not_turn_gives_no_sign_of_life(manager: Manager) -> None:
     """It pings several times in the watchdog's time while its loop turns, and not while it does not."""
     # The number is the keeper's, which is the one that a manager starts.
-    with running(notified(manager, WATCHDOG_USEC="600000")) as daemon:
+    with running(notified(manager, WATCHDOG_USEC="300000")) as daemon:
         for _ in range(3):
             manager.hear_until("WATCHDOG")
         pid = listening_pid(daemon)
@@ -104,7 +107,7 @@ async def test_a_daemon_that_does_not_turn_gives_no_sign_of_life(manager: Manage
         try:
             await until_stopped(pid)
             with pytest.raises(TimeoutError):
-                manager.hear_the_last(0.7)
+                manager.hear_the_last(0.4)
         finally:
             os.kill(pid, signal.SIGCONT)
         manager.hear_until("WATCHDOG")

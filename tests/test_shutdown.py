@@ -136,7 +136,7 @@ async def test_the_last_lines_hold_up_no_second_signal(tmp_path: Path) -> None:
 
 
 @pytest.mark.case(181)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 async def test_an_idle_daemon_has_nothing_to_drain(number: signal.Signals) -> None:
     """With no process left it leaves at once, however long it may take, and though a client is there."""
     with running(start_daemon("ours", "--drain", "600")) as daemon:

@@ -99,7 +99,7 @@ class AuditLog:
             if error is not None:
                 lost = len(lines) - written
                 self._drop(lost - (told > 0 and not written), error.strerror or str(error))
-            elif self._is_failing:
+            elif told and self._is_failing:
                 self._is_failing = False
                 log.warning("the audit log %s is written again; %d lines are missing", self._path, told)
         self._over.set()
