@@ -65,6 +65,12 @@ def open_descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
+def descriptor_flags(pid: int, fd: int) -> int:
+    """The O_ flags of one descriptor of a process."""
+    lines = Path(f"/proc/{pid}/fdinfo/{fd}").read_text().splitlines()
+    return int(dict(line.split(":\t") for line in lines)["flags"], 8)
+
+
 def threads(pid: int) -> int:
     """How many threads a process has."""
     return len(os.listdir(f"/proc/{pid}/task"))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
+
 import pytest
 from websockets.client import ClientProtocol
 from websockets.uri import parse_uri
 
-from tsupervise._http_door import MAX_HEAD_BYTES, MAX_HEADER_FIELDS, HttpDoor, Respond, Upgrade
+from tsupervise._http_door import MAX_HEAD_BYTES, MAX_HEADER_FIELDS, Answer, HttpDoor, Respond, Upgrade
 
 UPGRADE = {
     "Connection": "Upgrade",
@@ -15,6 +17,8 @@ UPGRADE = {
     "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
 }
 """The headers of a WebSocket request, with the key of the example in RFC 6455, 1.3."""
+
+PAGES = {b"/readyz": lambda: Answer(HTTPStatus.OK)}
 
 ACCEPTED = (
     b"HTTP/1.1 101 Switching Protocols\r\n"
@@ -36,9 +40,9 @@ def without(name: str) -> dict[str, str]:
 
 def knock(head: bytes) -> Respond | Upgrade:
     """What the door says to `head`, which must be the same however the bytes arrive."""
-    at_once = HttpDoor().receive(head)
+    at_once = HttpDoor(PAGES).receive(head)
     assert at_once is not None, "the head must be complete"
-    door, index = HttpDoor(), 0
+    door, index = HttpDoor(PAGES), 0
     while (answer := door.receive(head[index : index + 1])) is None:
         index += 1
     assert answer == at_once
@@ -149,7 +153,7 @@ class TestRefusals:
 
     def test_an_endless_head_is_cut_off(self) -> None:
         """A head that never ends is refused once it is over the bound."""
-        door = HttpDoor()
+        door = HttpDoor(PAGES)
         parts = [b"GET /readyz HTTP/1.1\r\nA: ", *[b"x" * 1024] * (MAX_HEAD_BYTES // 1024)]
         answers = [door.receive(part) for part in parts]
         assert answers[:-1] == [None] * (len(parts) - 1)
@@ -190,7 +194,7 @@ class TestUpgrade:
 
     def test_what_came_with_the_head_is_handed_on(self) -> None:
         """An impatient client's first frames are not lost."""
-        answer = HttpDoor().receive(request("GET", "/", UPGRADE) + b"\x81\x85first")
+        answer = HttpDoor(PAGES).receive(request("GET", "/", UPGRADE) + b"\x81\x85first")
         assert answer == Upgrade(ACCEPTED, b"\x81\x85first")
 
     def test_another_implementation_is_content(self) -> None:

@@ -18,13 +18,13 @@ PACKAGES = {
 ROOMS = {
     "protocol": "errors base64_text path_uri messages json_limits handshake codec __init__",
     # For everything above.
-    "shared": "_version completed errors events _background _channel _inherited",
+    "shared": "_version completed errors events _background _channel _inherited _tracing",
     # Each may import what stands before it.
     "core": """_process_tag _cgroup _containment _spill_index _event_log _lifecycle _stdin_queue _retained_total
-        _settings _fd _posix_spawn _fork_spawn _child_environment _environment_info _outbox _spawn _hole_punch
-        _spill_file _spill _process _session _supervisor _handlers _connection""",
+        _settings _fd _posix_spawn _fork_spawn _child_environment _environment_info _outbox _metrics _audit_log
+        _spawn _hole_punch _spill_file _spill _process _journal _session _supervisor _handlers _connection""",
     "doors": """_listen_address _discovery _peer_user _http_door _websocket _socket_stream _websocket_channel
-        _stdio_channel server""",
+        _stdio_channel _service_manager _shutdown server""",
     "client": """_event_order _recovery _websocket_client _calls _process_streams _process_handle _remote_process
         _observed_process _process_table _link _lifeline _run_command client""",
     "embedded": "embedded",
@@ -72,13 +72,14 @@ ONLY_IN = {
     "subprocess": {"tsupervise._fork_spawn"},
     "threading": {"tsupervise._loop_thread", "tsupervise._spill_file"},
     "asyncio": set[str](),
+    "opentelemetry": {"tsupervise._tracing"},
 }
 """Foreign packages that one module hides from all others."""
 
 WITHOUT_TRIO = {
     *("__init__", "__main__", "_version", "cli", "completed", "errors", "events", "_settings", "_log_output"),
     *("_spill_index", "_spill_file", "_hole_punch"),
-    *("_event_log", "_lifecycle", "_stdin_queue", "_retained_total", "_event_order", "_recovery"),
+    *("_event_log", "_lifecycle", "_metrics", "_stdin_queue", "_retained_total", "_event_order", "_recovery"),
     *("_child_environment", "_environment_info", "_inherited", "_posix_spawn", "_keeper"),
     *("_cgroup", "_process_tag"),
     *("_http_door", "_websocket", "_listen_address", "_peer_user", "_discovery", "_detach_keys", "_table"),

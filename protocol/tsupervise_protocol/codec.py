@@ -26,7 +26,7 @@ MALFORMED_ID = -1
 """The id of the answer to a message whose own id could not be read."""
 
 
-class Trace(Struct, frozen=True, gc=False):
+class Trace(Struct, frozen=True, gc=False, omit_defaults=True):
     """W3C trace context of a request. Not validated: a wrong one is ignored."""
 
     traceparent: str | None = None
@@ -43,7 +43,7 @@ class _Envelope(Struct, frozen=True, gc=False):
     error: Raw | UnsetType = UNSET
 
 
-class Request(Struct, frozen=True):
+class Request(Struct):
     """A request. Exactly one of `params` and `fault` is set."""
 
     id: int | str
@@ -53,6 +53,9 @@ class Request(Struct, frozen=True):
     """Why the params cannot be used, or that the method is unknown: the answer to give."""
     size: int = 0
     """Bytes of the whole message: what it costs to keep it waiting."""
+    trace: Trace | None = None
+    received_at: float = 0.0
+    """For whoever takes it to note when that was, in seconds by a clock of his own."""
 
 
 class Notification(Struct, frozen=True, gc=False):
@@ -133,18 +136,17 @@ def decode_from_client(data: bytes) -> Request | Notification:
     raw = None if envelope.params is UNSET else envelope.params
     if envelope.id is UNSET:
         return Notification(method, raw)
-    if envelope.trace is not UNSET:
-        _decode_member(_trace_decoder, envelope.trace, "trace")
+    trace = None if envelope.trace is UNSET else _decode_member(_trace_decoder, envelope.trace, "trace")
     if row is None:
         fault = RpcError(ErrorCode.METHOD_NOT_FOUND, f"this server has no method {method[:200]!r}")
-        return Request(envelope.id, method, fault=fault, size=len(data))
+        return Request(envelope.id, method, fault=fault, size=len(data), trace=trace)
     try:
         params = decode_params(method, raw)
     except RpcError as fault:
         if proven:
             check_limits(data)
-        return Request(envelope.id, method, fault=fault, size=len(data))
-    return Request(envelope.id, method, params, size=len(data))
+        return Request(envelope.id, method, fault=fault, size=len(data), trace=trace)
+    return Request(envelope.id, method, params, size=len(data), trace=trace)
 
 
 def decode_params(method: str, raw: Raw | None) -> Message:
@@ -241,6 +243,7 @@ class _RequestEnvelope(Struct, frozen=True, gc=False):
     id: int | str
     method: str
     params: Message
+    trace: Trace | UnsetType = UNSET
 
 
 class _NotificationEnvelope(Struct, frozen=True, gc=False):
@@ -269,9 +272,9 @@ def encode_malformed(label: str, detail: str) -> bytes:
     return encode_error(MALFORMED_ID, ErrorCode.INVALID_REQUEST, f"failed to parse {label}: {detail}")
 
 
-def encode_request(request_id: int | str, method: str, params: Message) -> bytes:
-    """A request."""
-    return _encoder.encode(_RequestEnvelope(request_id, method, params))
+def encode_request(request_id: int | str, method: str, params: Message, trace: Trace | None = None) -> bytes:
+    """A request; `trace` is the context that it is made in."""
+    return _encoder.encode(_RequestEnvelope(request_id, method, params, UNSET if trace is None else trace))
 
 
 def encode_notification(method: str, params: Message | None = None) -> bytes:

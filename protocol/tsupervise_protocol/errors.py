@@ -24,6 +24,9 @@ class ErrorCode(IntEnum):
     NOT_ALLOWED = -32012
     """Our own: the method is for the user that the server runs as, and the peer is somebody else."""
 
+    SHUTTING_DOWN = -32014
+    """Our own: the server lets what runs come to its end, and takes no new session and no new process."""
+
 
 class RpcError(Exception):
     """A request that fails with an answer: its code and its text.

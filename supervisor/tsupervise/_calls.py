@@ -14,6 +14,8 @@ from tsupervise_protocol.codec import MAX_MESSAGE_BYTES, Failure, Response, deco
 from tsupervise_protocol.errors import MalformedMessage
 from tsupervise_protocol.messages import ErrorBody, Message, ReadParams
 
+from ._tracing import current_trace
+
 MAX_UNSENT = 4096
 """Messages in the outbox. Callers cannot reach it: only a server could that asks and does not listen."""
 
@@ -64,7 +66,7 @@ class CallTable:
         """
         wait_ms = (params.wait_ms or 0) if isinstance(params, ReadParams) else 0
         pending = Pending(next(self._ids), method, wait_ms / 1000)
-        message = encode_request(pending.id, method, params)
+        message = encode_request(pending.id, method, params, current_trace())
         if len(message) > MAX_MESSAGE_BYTES:
             raise ValueError(
                 f"{method}: a message of {len(message)} bytes, above the limit of {MAX_MESSAGE_BYTES}"

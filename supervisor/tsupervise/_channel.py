@@ -76,6 +76,11 @@ class ServerChannel(MessageChannel, Protocol):
         """The door and the peer, for the answer to a malformed message."""
         ...
 
+    @property
+    def peer(self) -> str:
+        """Where the peer is, in a few words."""
+        ...
+
     def peer_uid(self) -> int | None:
         """The user at the other end; None if that cannot be known."""
         ...
@@ -106,6 +111,7 @@ class MemoryChannel:
     """One end of a channel inside this process. Made by `memory_channels`."""
 
     label = "JSON-RPC message from exec-server in this process"
+    peer = "this process"
     end_reason = "the other end of the channel has closed"
 
     def __init__(

@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from time import perf_counter
 
 import trio
 
@@ -27,6 +28,7 @@ from tsupervise_protocol.messages import METHODS, InitializeParams, Message
 
 from ._channel import CloseCode, ServerChannel
 from ._handlers import ROWS, Row
+from ._journal import tell
 from ._outbox import JOIN_BYTES, Outbox
 from ._session import Session
 from ._supervisor import Supervisor
@@ -60,6 +62,8 @@ class Connection:
     def __init__(self, supervisor: Supervisor, channel: ServerChannel) -> None:
         self.supervisor = supervisor
         self.outbox = Outbox(channel.send_nowait)
+        self._metrics = supervisor.metrics
+        self._tracer = supervisor.tracer
         self._channel = channel
         self._handshake = Handshake()
         self._session: Session | None = None
@@ -91,6 +95,10 @@ class Connection:
         self._session = await self.supervisor.open_session(self, params)
         return self._session
 
+    @property
+    def origin(self) -> Mapping[str, object]:
+        return {"peer": self._channel.peer, "peer_uid": self._channel.peer_uid()}
+
     def require_operator(self) -> None:
         if not self._is_operator:
             uid = self._channel.peer_uid()
@@ -110,6 +118,8 @@ class Connection:
     async def run(self) -> None:
         """Serve the peer until it leaves, breaks the protocol or must be taken for gone; then close."""
         self._channel.set_waker(self.outbox.nudge)
+        self._metrics.connection_opened(self.outbox)
+        tell(logging.DEBUG, "connection.opened", peer=self._channel.peer)
         try:
             with self._scope:
                 # Children of this nursery: the sending task and the watch over the peer.
@@ -132,8 +142,11 @@ class Connection:
                         await self.outbox.wait_until_empty()
                     nursery.cancel_scope.cancel()
         finally:
+            self._metrics.connection_closed(self.outbox)
+            code, reason = self._farewell
+            tell(logging.DEBUG, "connection.closed", peer=self._channel.peer, code=int(code), reason=reason)
             with trio.move_on_after(FAREWELL_S, shield=True):
-                await self._channel.aclose(*self._farewell)
+                await self._channel.aclose(code, reason)
 
     def _end(self, code: CloseCode, reason: str) -> None:
         self._farewell = (code, reason)
@@ -195,14 +208,18 @@ class Connection:
     # --- its requests ----------------------------------------------------------------------------
 
     async def _take_message(self, data: bytes) -> None:
+        received_at = perf_counter()
+        self._metrics.received_bytes += len(data)
         try:
             message = decode_from_client(data)
         except MalformedMessage as error:
+            self._metrics.malformed_messages += 1
             self.outbox.reply(encode_malformed(self._channel.label, str(error)))
             return
         if isinstance(message, Notification):
             self._handshake.check_notification(message.method)
             return
+        message.received_at = received_at
         row = ROWS.get(message.method)
         if row is None:
             assert message.fault is not None, "every method of the protocol has a row"
@@ -276,7 +293,7 @@ class Connection:
         else:
             if not isinstance(outcome, Message):
                 return outcome
-            self.outbox.reply(encode_result(request.id, outcome))
+            self._succeed(request, outcome)
         return None
 
     async def _finish(self, request: Request, outcome: Awaitable[Message]) -> bool:
@@ -288,7 +305,7 @@ class Connection:
         except Exception:
             self._fail_inside(request)
         else:
-            self.outbox.reply(encode_result(request.id, result))
+            self._succeed(request, result)
             return True
         return False
 
@@ -327,8 +344,19 @@ class Connection:
             held = self._begin_in_turn(*waiting)
             assert held is None, "what overtakes does not hold a lane"
 
+    def _succeed(self, request: Request, result: Message) -> None:
+        self.outbox.reply(encode_result(request.id, result))
+        self._answered(request, None)
+
     def _fail(self, request: Request, error: RpcError) -> None:
         self.outbox.reply(encode_error(request.id, error.code, error.message))
+        self._answered(request, error.code)
+
+    def _answered(self, request: Request, code: int | None) -> None:
+        seconds = perf_counter() - request.received_at
+        self._metrics.answered(request.method, code, seconds)
+        if self._tracer is not None:
+            self._tracer.answered(request, code, seconds)
 
     def _fail_inside(self, request: Request) -> None:
         # A bug of ours. The peer learns that it is none of its own; the log has the rest.

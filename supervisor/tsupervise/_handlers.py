@@ -125,6 +125,7 @@ def _environment_status(peer: Peer, params: NoParams) -> EnvironmentStatusResult
 
 
 def _start(peer: Peer, params: StartParams) -> Outcome:
+    peer.supervisor.refuse_if_draining()
     request = _spawn_request(params, peer.supervisor.inherited)
     outcome = peer.session.start(params, request, peer.supervisor.next_uid())
     if isinstance(outcome, Process):

@@ -31,9 +31,10 @@ _TARGET = re.compile(rb"(?:https?://[^/?#]*)?([^?#]*)", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Respond:
-    """Send `data`, a whole response, and close the connection."""
+    """Send `data`, a whole response of that status, and close the connection."""
 
     data: bytes
+    status: HTTPStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Upgrade:
 
     data: bytes
     leftover: bytes
+    status = HTTPStatus.SWITCHING_PROTOCOLS
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,22 +53,22 @@ class Answer:
     status: HTTPStatus
     text: str = ""
     headers: tuple[tuple[str, str], ...] = ()
+    content_type: str = "text/plain; charset=utf-8"
 
 
-def _ready() -> Answer:
-    return Answer(HTTPStatus.OK)
-
-
-PAGES: Mapping[bytes, Callable[[], Answer]] = {
-    b"/readyz": _ready,
-}
-"""What GET and HEAD find, besides the WebSocket at `/`."""
+Pages = Mapping[bytes, Callable[[], Answer]]
+"""What GET and HEAD find by path, besides the WebSocket at `/`."""
 
 
 class HttpDoor:
-    """The head of one connection; done with once `receive` has returned something."""
+    """The head of one connection; done with once `receive` has returned something.
 
-    def __init__(self) -> None:
+    Args:
+        pages: see there.
+    """
+
+    def __init__(self, pages: Pages) -> None:
+        self._pages = pages
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._received = 0
         self._is_head = False
@@ -87,7 +89,7 @@ class HttpDoor:
         # h11 measures incomplete heads only, and a head must not pass for having come in one piece.
         if self._received - len(leftover) > MAX_HEAD_BYTES or len(event.headers) > MAX_HEADER_FIELDS:
             return self._respond(Answer(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE))
-        decision = decide(event)
+        decision = decide(event, self._pages)
         if isinstance(decision, Answer):
             return self._respond(decision)
         return Upgrade(self._switch(decision), leftover)
@@ -96,12 +98,12 @@ class HttpDoor:
         body = answer.text.encode()
         headers = [*answer.headers, ("content-length", str(len(body))), ("connection", "close")]
         if body:
-            headers.insert(0, ("content-type", "text/plain; charset=utf-8"))
+            headers.insert(0, ("content-type", answer.content_type))
         head = h11.Response(status_code=answer.status, reason=answer.status.phrase, headers=headers)
         data = self._http.send(head) or b""
         if body and not self._is_head:
             data += self._http.send(h11.Data(data=body)) or b""
-        return Respond(data)
+        return Respond(data, answer.status)
 
     def _switch(self, key: bytes) -> bytes:
         digest = hashlib.sha1(key + _ACCEPT_GUID, usedforsecurity=False).digest()
@@ -117,7 +119,7 @@ class HttpDoor:
         return self._http.send(response) or b""
 
 
-def decide(request: h11.Request) -> Answer | bytes:
+def decide(request: h11.Request, pages: Pages) -> Answer | bytes:
     """What a request gets: an answer, or the upgrade, as the value of its Sec-WebSocket-Key.
 
     The order of the checks is part of the promise. A web page must learn nothing at all, so Origin comes
@@ -129,7 +131,7 @@ def decide(request: h11.Request) -> Answer | bytes:
         return Answer(HTTPStatus.FORBIDDEN)
     match = _TARGET.match(request.target)
     path = (match and match[1]) or b"/"
-    if page := PAGES.get(path):
+    if page := pages.get(path):
         if request.method not in (b"GET", b"HEAD"):
             return Answer(HTTPStatus.METHOD_NOT_ALLOWED, headers=(("allow", "GET,HEAD"),))
         return page()

@@ -11,19 +11,26 @@ import msgspec
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object: `time` (RFC 3339, UTC), `level`, `logger`, `message`, and `traceback` if there is one."""
+    """One JSON object: `time` (RFC 3339, UTC), `level`, `logger`, `message`, and `traceback` if there is one.
+
+    An event of the journal has its name as `event`, and its members beside the others.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        fields = {
+        fields: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **getattr(record, "members", {}),
         }
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
         # File names that are no UTF-8 come as lone surrogates, which the encoder would refuse.
-        printable = {name: text.encode(errors="backslashreplace").decode() for name, text in fields.items()}
+        printable = {
+            name: value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
+            for name, value in fields.items()
+        }
         return msgspec.json.encode(printable).decode()
 
 

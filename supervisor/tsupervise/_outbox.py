@@ -142,6 +142,8 @@ class Outbox:
         self._reply_bytes = 0
         self.large_reply = trio.Lock()
         """Held by who makes a large reply over several awaits."""
+        self.sent_bytes = 0
+        """Of all messages that have been taken so far."""
         self.event_bytes = 0
         self.event_room = trio.lowlevel.ParkingLot()
 
@@ -236,6 +238,7 @@ class Outbox:
             batch.append(message)
             if not feed.is_empty:
                 self._ready.append(feed)
+        self.sent_bytes += size
         if not self.event_room:
             return batch
         if not self._ready:

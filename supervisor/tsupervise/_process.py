@@ -83,6 +83,7 @@ class Process:
         retained: the daemon's account of all retained output.
         max_feed_bytes: how much may wait to be sent, in bytes; `MAX_FEED_BYTES` if that is less.
         sweep_later: sees to it that what a closed process has left behind is killed.
+        on_exit: called when the exit has been recorded.
         spill: where its older output goes, if there is such a place.
     """
 
@@ -94,6 +95,7 @@ class Process:
         retained: RetainedTotal,
         max_feed_bytes: int,
         sweep_later: Callable[[Enclosure], None],
+        on_exit: Callable[[Process], None] = lambda _: None,
         spill: Spill | None = None,
     ) -> None:
         self.params = params
@@ -105,6 +107,7 @@ class Process:
         """Around the wait of a start that does not spawn at once; cancelled to give the start up."""
         self._retained = retained
         self._sweep_later = sweep_later
+        self._on_exit = on_exit
         self._spill = spill
         self._ended_streams = set[Stream]()
         self._max_feed_bytes = max(1, min(MAX_FEED_BYTES, max_feed_bytes))
@@ -127,6 +130,16 @@ class Process:
     @property
     def state(self) -> State:
         return self.lifecycle.state
+
+    @property
+    def pid(self) -> int | None:
+        """Of its child, once there is one."""
+        return self._child.pid if self._child is not None else None
+
+    @property
+    def input_bytes(self) -> int:
+        """How much its child has taken of its stdin."""
+        return self._stdin.taken_bytes
 
     @property
     def state_name(self) -> ProcessState:
@@ -229,6 +242,7 @@ class Process:
         code, term_signal = child.exit_status()
         self.lifecycle.take(Step.EXITED)
         self._announce(self.log.record_exit(code, term_signal))
+        self._on_exit(self)
         child.release_slave()
         if self._spill is not None:
             # A terminal ends only now. Whoever waits for the disk looks again: what has ended does not wait.
@@ -476,7 +490,7 @@ class Process:
             cwd=self.params.cwd,
             tty=self.params.tty,
             started_at_ms=self.started_at_ms,
-            pid=self._child.pid if self._child is not None else None,
+            pid=self.pid,
             exit_code=exit_event.code if exit_event else None,
             term_signal=exit_event.term_signal if exit_event else None,
             last_seq=self.log.last_seq,

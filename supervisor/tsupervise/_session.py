@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from math import inf
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from tsupervise_protocol.messages import StartParams
 
 from ._containment import Containment, Enclosure
 from ._event_log import EventLog
+from ._journal import Journal
 from ._lifecycle import State
 from ._outbox import Outbox
 from ._process import Process
@@ -41,6 +42,11 @@ class Holder(Protocol):
     """The connection that holds a session."""
 
     outbox: Outbox
+
+    @property
+    def origin(self) -> Mapping[str, object]:
+        """Where its peer is: `peer`, and `peer_uid` if it is known."""
+        ...
 
     def challenge(self) -> None:
         """Somebody else wants the session: find out whether the peer is still there, and leave if not."""
@@ -65,6 +71,7 @@ class Session:
         retained: the daemon's account of retained output.
         index: the daemon's index of all processes; this session keeps its own part of it.
         containment: the daemon's enclosures.
+        journal: where its steps are told.
         spill_space: where older output goes, if there is such a place.
     """
 
@@ -76,11 +83,14 @@ class Session:
         retained: RetainedTotal,
         index: ProcessIndex,
         containment: Containment,
+        journal: Journal,
         spill_space: SpillSpace | None,
     ) -> None:
         self.session_id = session_id
         self.client_name = ""
         """What the client calls itself that holds it, or held it last."""
+        self.origin: Mapping[str, object] = {}
+        """Where that client is, or was."""
         self.holder: Holder | None = None
         self.kept = False
         """Whether it goes on without a holder until it is ended, or has nothing left to keep."""
@@ -88,6 +98,7 @@ class Session:
         self._index = index
         self._containment = containment
         self._tag = containment.next_session()
+        self._journal = journal
         self._settings = settings
         self._spawner = spawner
         self._retained = retained
@@ -124,7 +135,7 @@ class Session:
             # What closed processes have left behind belongs to the session until now.
             await self._containment.sweep(self._tag)
             self.over.set()
-            log.info("session %s ended", self.session_id)
+            self._journal.session_ended(self)
             if self.holder is not None and self._farewell:
                 self.holder.dismiss(self._farewell)
 
@@ -158,6 +169,7 @@ class Session:
         """Give the session to a connection: every event from now on goes there."""
         assert self.holder is None, "a session has one holder"
         self.holder = holder
+        self.origin = holder.origin
         self._expires_at = inf
         for process in self._processes.values():
             process.attach(holder.outbox)
@@ -167,6 +179,7 @@ class Session:
         if self.holder is not holder:
             return
         self.holder = None
+        self._journal.session_detached(self)
         for process in self._processes.values():
             process.detach()
         self._let_time_run()
@@ -220,8 +233,16 @@ class Session:
         event_log = EventLog(self._settings.retained_bytes)
         space = self._spill_space
         spill = None if space is None else space.open(event_log, self._retained, uid)
-        max_feed_bytes = self._settings.retained_bytes // 2
-        process = Process(params, uid, event_log, self._retained, max_feed_bytes, self._sweep_later, spill)
+        process = Process(
+            params,
+            uid,
+            event_log,
+            self._retained,
+            self._settings.retained_bytes // 2,
+            self._sweep_later,
+            self._process_exited,
+            spill,
+        )
         self._processes[params.process_id] = process
         self._index[uid] = self, process
         enclosure = self._containment.enclose(self._tag)
@@ -229,6 +250,7 @@ class Session:
             child = self._spawner(request, enclosure)
         except BaseException:
             enclosure.dispose()
+            self._journal.start_failed(self, process)
             self._forget(process)
             raise
         if isinstance(child, Child):
@@ -246,6 +268,7 @@ class Session:
                 raise RpcError(ErrorCode.INVALID_REQUEST, f"process {process.process_id} start was cancelled")
             return self._own(process, child)
         except BaseException:
+            self._journal.start_failed(self, process)
             self._forget(process)
             if child is not None:
                 await child.destroy()
@@ -258,6 +281,7 @@ class Session:
         self._raise_if_ended()
         assert self._nursery is not None, "a session is opened when its nursery is"
         process.spawned(child)
+        self._journal.process_started(self, process)
         if self.holder is not None:
             process.attach(self.holder.outbox)
         self._nursery.start_soon(self._run_process, process, name=f"process {process.uid}")
@@ -275,6 +299,10 @@ class Session:
             log.exception("process %s failed inside the supervisor", process.uid)
             self._forget(process)
             return
+        finally:
+            if process.log.exit is None:
+                self._journal.process_killed(self, process)
+        self._journal.process_closed(self, process)
         self._closed.append((trio.current_time() + self._settings.retention_s, process))
         if len(self._closed) == 1:
             self._times_changed.unpark_all()
@@ -283,6 +311,9 @@ class Session:
         if not self._ended and self._nursery is not None:
             self._nursery.start_soon(enclosure.sweep)
 
+    def _process_exited(self, process: Process) -> None:
+        self._journal.process_exited(self, process)
+
     def _forget(self, process: Process) -> None:
         # Only this very process: its id may have been taken by a newer one.
         if self._processes.get(process.process_id) is process:
@@ -290,6 +321,7 @@ class Session:
         self._index.pop(process.uid, None)
         if process.state is State.GONE:
             return
+        self._journal.process_forgotten(process)
         process.forget()
 
     def find(self, process_id: str) -> Process | None:

@@ -21,11 +21,13 @@ REMEMBERED_WRITES = 4_096
 class StdinQueue:
     """The queue and the memory of one process."""
 
-    __slots__ = ("_chunks", "_remembered", "_size", "ending")
+    __slots__ = ("_chunks", "_remembered", "_size", "ending", "taken_bytes")
 
     def __init__(self) -> None:
         self._chunks: deque[memoryview] = deque()
         self._size = 0
+        self.taken_bytes = 0
+        """What the child has taken so far."""
         # A dict for its order: the first key is the oldest write.
         self._remembered: dict[str, None] = {}
         self.ending = False
@@ -58,6 +60,7 @@ class StdinQueue:
         """Record that the child took `count` bytes of `first()`."""
         rest = self._chunks[0][count:]
         self._size -= count
+        self.taken_bytes += count
         if rest:
             self._chunks[0] = rest
         else:

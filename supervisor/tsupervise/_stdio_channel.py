@@ -24,6 +24,7 @@ class StdioChannel:
     """
 
     label = "JSON-RPC message from exec-server stdio"
+    peer = "stdio"
 
     def __init__(self, stdin: int = 0, stdout: int = 1) -> None:
         self._stdin = stdin

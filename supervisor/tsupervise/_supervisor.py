@@ -21,6 +21,7 @@ from tsupervise_protocol.messages import (
     InitializeParams,
     OperatorEntry,
     OperatorStatusResult,
+    ProcessState,
 )
 
 from ._background import open_background
@@ -28,15 +29,24 @@ from ._cgroup import open_subtree
 from ._containment import Containment
 from ._environment_info import environment_info
 from ._inherited import own_environment
+from ._journal import Journal, bytes_of
+from ._lifecycle import State
+from ._metrics import Now, ProcessBytes
 from ._process import Process
 from ._retained_total import RetainedTotal
 from ._session import Holder, ProcessIndex, Session
 from ._settings import Settings
 from ._spawn import Spawner, spawn
 from ._spill import SpillSpace, open_spill_space
+from ._tracing import RequestTracer
 from ._version import __version__
 
 log = logging.getLogger(__name__)
+
+
+_OVER = (State.CLOSED, State.GONE)
+
+_STATES: tuple[ProcessState, ...] = ("starting", "running", "exited", "closed")
 
 
 class Supervisor:
@@ -47,11 +57,18 @@ class Supervisor:
         settings: Settings,
         spawner: Spawner,
         containment: Containment,
+        journal: Journal,
         nursery: trio.Nursery,
         spill_space: SpillSpace | None,
     ) -> None:
         self.settings = settings
         self.containment = containment
+        self.journal = journal
+        self.metrics = journal.metrics
+        self.tracer: RequestTracer | None = None
+        """Makes a span of each request, where that is wanted."""
+        self.draining = False
+        """Whether it takes no new sessions and starts no processes any more."""
         self.inherited = own_environment()
         """What `inherit` in an envPolicy means."""
         self._environment = environment_info(__version__, OWN_CAPABILITIES, self.inherited)
@@ -82,12 +99,15 @@ class Supervisor:
         """Make a session for a connection, or give it back the one that it names.
 
         Raises:
-            RpcError: INVALID_REQUEST, no session of that id; SESSION_ATTACHED, another connection holds it.
+            RpcError: INVALID_REQUEST, no session of that id; SESSION_ATTACHED, another connection holds it;
+                SHUTTING_DOWN, there will be no new session.
         """
         if params.resume_session_id is not None:
             session = self._resume(holder, params.resume_session_id)
             session.client_name = params.client_name
+            self.journal.session_resumed(session)
             return session
+        self.refuse_if_draining()
         session = Session(
             str(uuid.uuid4()),
             self.settings,
@@ -95,6 +115,7 @@ class Supervisor:
             self._retained,
             self._index,
             self.containment,
+            self.journal,
             self._spill_space,
         )
         session.client_name = params.client_name
@@ -106,8 +127,18 @@ class Supervisor:
         except BaseException:
             session.detach(holder)
             raise
-        log.info("session %s opened", session.session_id)
+        self.journal.session_opened(session)
         return session
+
+    def refuse_if_draining(self) -> None:
+        """Let no new work in once the daemon is on its way out.
+
+        Raises:
+            RpcError: SHUTTING_DOWN.
+        """
+        if self.draining:
+            text = "the daemon is shutting down and takes no new work; what runs may still end"
+            raise RpcError(ErrorCode.SHUTTING_DOWN, text)
 
     def _resume(self, holder: Holder, session_id: str) -> Session:
         session = self.find_session(session_id)
@@ -119,7 +150,6 @@ class Supervisor:
                 f"session {session_id} is already attached to another connection",
             )
         session.attach(holder)
-        log.info("session %s resumed", session_id)
         return session
 
     async def _run_session(
@@ -181,11 +211,41 @@ class Supervisor:
             sessions=len(sessions),
             sessions_attached=sum(session.holder is not None for session in sessions),
             sessions_kept=sum(session.kept for session in sessions),
-            processes=dict(Counter(process.state_name for _, process in self._index.values())),
+            processes=dict(self._count_states()),
             retained_bytes=self._retained.bytes,
             retained_total_bytes=self.settings.retained_total_bytes,
             containment=self.containment.kind,
         )
+
+    def metrics_text(self) -> str:
+        """All counts, in the Prometheus text format."""
+        sessions = self._sessions.values()
+        attached = sum(session.holder is not None for session in sessions)
+        total = ProcessBytes()
+        for _, process in self._index.values():
+            total.add(bytes_of(process))
+        return self.metrics.render(
+            Now(
+                version=__version__,
+                started_at_s=self.started_at_ms / 1000,
+                draining=self.draining,
+                sessions={"attached": attached, "detached": len(sessions) - attached},
+                processes={**dict.fromkeys(_STATES, 0), **self._count_states()},
+                process_bytes=total,
+                retained_bytes=self._retained.bytes,
+            )
+        )
+
+    def _count_states(self) -> Counter[ProcessState]:
+        return Counter(process.state_name for _, process in self._index.values())
+
+    async def wait_until_idle(self) -> None:
+        """Wait until all that runs has ended and its clients have been told."""
+        while running := next((p for _, p in self._index.values() if p.state not in _OVER), None):
+            await running.wait_changed()
+        for session in self.sessions:
+            if session.holder is not None:
+                await session.holder.outbox.wait_until_empty()
 
     def kill_all(self) -> None:
         """SIGKILL to everything at once, without waiting for any of it: for leaving in a hurry."""
@@ -219,6 +279,7 @@ async def open_supervisor_core(
     settings: Settings | None = None,
     spawner: Spawner = spawn,
     containment: Containment | None = None,
+    journal: Journal | None = None,
     *,
     outlast_cancel: bool = False,
 ) -> AsyncGenerator[Supervisor]:
@@ -228,6 +289,7 @@ async def open_supervisor_core(
         settings: times and bounds; the daemon's defaults if None.
         spawner: starts children.
         containment: how their descendants are found; None for what can be done inside another program.
+        journal: where all of it is told; None for the log alone.
         outlast_cancel: whether the sessions go on until the block ends even if it is cancelled from outside,
             so that a client in the block can end its processes in order.
 
@@ -243,6 +305,6 @@ async def open_supervisor_core(
             # Children of this nursery: the sessions.
             open_background(outlast_cancel=outlast_cancel) as nursery,
         ):
-            yield Supervisor(settings, spawner, containment, nursery, spill_space)
+            yield Supervisor(settings, spawner, containment, journal or Journal(), nursery, spill_space)
     finally:
         containment.close()

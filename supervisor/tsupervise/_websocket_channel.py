@@ -46,6 +46,7 @@ class WebSocketChannel:
         peer_uid: Callable[[], int | None] = lambda: None,
     ) -> None:
         self.label = f"websocket JSON-RPC message from exec-server websocket {peer}"
+        self.peer = peer
         self._stream = stream
         self._websocket = WebSocket()
         self._leftover = leftover

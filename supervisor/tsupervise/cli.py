@@ -113,7 +113,8 @@ def main(ctx: click.Context) -> None:
     default="ws://127.0.0.1:0",
     metavar="URL",
     show_default=True,
-    help="ws://IP:PORT (port 0: any free one, printed as the one line on stdout) or stdio.",
+    help="ws://IP:PORT (port 0: any free one, printed as the one line on stdout), stdio, or systemd for a "
+    "socket that is passed.",
 )
 @click.option(
     "--detached-ttl",
@@ -173,6 +174,25 @@ def main(ctx: click.Context) -> None:
 )
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option(
+    "--audit-log",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Append a JSON line for each session and process: who, what, when, how it ended.",
+)
+@click.option(
+    "--otel/--no-otel",
+    default=None,
+    help="Send a trace span of each request by OTLP; without either, if OTEL_EXPORTER_OTLP_ENDPOINT is set.",
+)
+@click.option(
+    "--drain",
+    type=_Seconds(min=0),
+    default=0.0,
+    metavar="S",
+    show_default=True,
+    help="After the first signal, take no new work and let what runs end, for so many seconds.",
+)
+@click.option(
     "--exit-on-stdin-close",
     is_flag=True,
     default=_stdin_close_variable,
@@ -197,25 +217,41 @@ def run(
     spill_total_bytes: int | None,
     log_level: str,
     log_format: str,
+    audit_log: str | None,
+    otel: bool | None,
+    drain: float,
     exit_on_stdin_close: bool,
     insecure: bool,
     no_cgroup: bool,
 ) -> None:
-    """Run the daemon, until SIGTERM, SIGINT or SIGHUP.
+    """Run the daemon, until SIGTERM, SIGINT or SIGHUP; a second one makes it leave at once.
 
     Where it listens, it writes to a file in $XDG_RUNTIME_DIR/tsupervise (else /tmp/tsupervise-UID), by which
     the other commands of the same user find it.
+
+    Exit codes: 0 after these, and at the end of stdin; 1 if it cannot start, or a peer on stdio breaks the
+    protocol; 2 for wrong options; 128 + n if signal n has killed it.
     """
+    from ._service_manager import passed_listener, take_handover
+
+    # First of all: it is not for anybody else, in whatever way this goes on.
+    handover = take_handover(os.environ)
+    passed = None
     if spill_dir is None and (spill_bytes is not None or spill_total_bytes is not None):
         raise click.UsageError("--spill-bytes and --spill-total-bytes need a --spill-dir")
     try:
-        address = parse_listen_url(listen)
+        if listen == "systemd":
+            passed, address = passed_listener(handover)
+        else:
+            address = parse_listen_url(listen)
         check_exposure(address, insecure=insecure)
     except ListenRefused as refusal:
         raise click.ClickException(str(refusal)) from None
 
+    from ._audit_log import CannotAudit
     from ._log_output import log_to_stderr
     from ._settings import SPILL_BYTES, SPILL_TOTAL_BYTES, Settings
+    from ._tracing import CannotTrace
     from .errors import CannotSpill
     from .server import CannotListen, ServerOptions, serve_forever
 
@@ -229,10 +265,21 @@ def run(
         spill_total_bytes=SPILL_TOTAL_BYTES if spill_total_bytes is None else spill_total_bytes,
     )
     log_to_stderr(log_level, as_json=log_format == "json")
-    options = ServerOptions(address, settings, exit_on_stdin_close, use_cgroups=not no_cgroup)
     try:
-        code = serve_forever(options)
-    except (CannotListen, CannotSpill) as refusal:
+        code = serve_forever(
+            ServerOptions(
+                address,
+                settings,
+                exit_on_stdin_close,
+                use_cgroups=not no_cgroup,
+                handover=handover,
+                passed=passed,
+                drain_s=drain,
+                audit_log=audit_log,
+                traces=otel,
+            )
+        )
+    except (CannotListen, CannotSpill, CannotAudit, CannotTrace) as refusal:
         raise click.ClickException(str(refusal)) from None
     sys.exit(code)
 

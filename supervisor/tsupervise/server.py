@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from http import HTTPStatus
 
 import trio
 
+from ._audit_log import open_audit_log
 from ._background import open_background
 from ._cgroup import open_subtree
 from ._connection import Connection
 from ._containment import Containment
 from ._discovery import announced
-from ._http_door import HttpDoor, Respond, Upgrade
+from ._http_door import Answer, HttpDoor, Respond, Upgrade
 from ._inherited import heeded
+from ._journal import Journal, tell
 from ._listen_address import ListenAddress, TcpAddress
+from ._metrics import CONTENT_TYPE, Metrics
 from ._peer_user import peer_uid
+from ._service_manager import Handover, ServiceManager
 from ._settings import Settings
+from ._shutdown import REOPEN_SIGNAL, STOP_SIGNALS, Shutdown, watch_loop
 from ._socket_stream import EagerSocketStream
-from ._spawn import open_low_descriptors, what_is_lacking
-from ._stdio_channel import StdioChannel, read_blocking
+from ._spawn import open_low_descriptors, spawn, what_is_lacking
+from ._stdio_channel import StdioChannel
 from ._supervisor import Supervisor, open_supervisor_core
+from ._tracing import open_tracing
 from ._websocket_channel import RECEIVE_BYTES, WebSocketChannel, linger
 
 log = logging.getLogger(__name__)
@@ -39,8 +46,6 @@ BACKLOG = 1024
 REAP_S = 0.5
 """Seconds between looks at dead orphans. Not by SIGCHLD: that would wake the loop for every child that ends."""
 
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
@@ -51,12 +56,22 @@ class ServerOptions:
         settings: times and bounds.
         exit_on_stdin_close: when listening, whether the end of standard input ends the daemon.
         use_cgroups: whether to contain processes by control groups where the system has them.
+        handover: from the service manager.
+        passed: the socket to listen at, if the service manager has passed it.
+        drain_s: how long what runs may take to end after the first signal, in seconds.
+        audit_log: the file of the audit log, None for none.
+        traces: whether spans are sent by OpenTelemetry; None if its variables are to decide.
     """
 
     listen: ListenAddress
     settings: Settings = field(default_factory=Settings)
     exit_on_stdin_close: bool = False
     use_cgroups: bool = True
+    handover: Handover = field(default_factory=Handover)
+    passed: socket.socket | None = None
+    drain_s: float = 0.0
+    audit_log: str | None = None
+    traces: bool | None = None
 
 
 def serve_forever(options: ServerOptions) -> int:
@@ -67,6 +82,8 @@ def serve_forever(options: ServerOptions) -> int:
     Raises:
         CannotListen: the address is taken, or none of this machine's.
         CannotSpill: the directory for older output cannot be used.
+        CannotAudit: the audit log cannot be opened.
+        CannotTrace: what makes traces is not installed.
     """
     open_low_descriptors()
     if lacking := what_is_lacking():
@@ -81,37 +98,36 @@ class CannotListen(Exception):
 
 
 async def _serve(options: ServerOptions) -> int:
-    code = 0
-    with trio.open_signal_receiver(*heeded(_STOP_SIGNALS)) as signals:
-        # Children of this nursery: the watches that stop the daemon.
-        async with open_background(outlast_cancel=False) as watches:
+    metrics = Metrics()
+    manager = ServiceManager(options.handover)
+    with closing(manager), trio.open_signal_receiver(*heeded(STOP_SIGNALS), REOPEN_SIGNAL) as signals:
+        async with (
+            # Children of this nursery: the watches that stop the daemon, to its very end, and that over the loop.
+            open_background(outlast_cancel=False) as watches,
+            open_audit_log(options.audit_log, metrics) as audit,
+            open_tracing(options.traces) as tracer,
+        ):
+            listener = None if options.listen == "stdio" else await _listen(options.listen, options.passed)
             serving = trio.CancelScope()
-            if options.exit_on_stdin_close and options.listen != "stdio":
-                watches.start_soon(_stop_on_stdin_end, serving)
-            listener = None if options.listen == "stdio" else await _listen(options.listen)
+            code = 0
             with serving:
                 subtree = open_subtree() if options.use_cgroups else None
                 containment = Containment(owns_process=True, subtree=subtree)
                 watches.start_soon(_reap_orphans, containment)
-                async with open_supervisor_core(options.settings, containment=containment) as supervisor:
-                    watches.start_soon(_stop_on_signal, signals, serving, supervisor)
+                journal = Journal(metrics, audit)
+                async with open_supervisor_core(options.settings, spawn, containment, journal) as supervisor:
+                    supervisor.tracer = tracer
+                    shutdown = Shutdown(serving, supervisor, manager, options.drain_s, watches)
+                    watches.start_soon(shutdown.obey, signals, audit)
+                    watches.start_soon(watch_loop, metrics, manager)
                     if listener is None:
+                        await manager.ready("stdio")
                         code = await _serve_stdio(supervisor)
                     else:
-                        await _serve_listener(supervisor, listener)
+                        if options.exit_on_stdin_close:
+                            watches.start_soon(shutdown.obey_stdin)
+                        await _serve_listener(supervisor, listener, manager)
     return code
-
-
-async def _stop_on_signal(
-    signals: AsyncIterator[int], serving: trio.CancelScope, supervisor: Supervisor
-) -> None:
-    async for number in signals:
-        if serving.cancel_called:
-            log.warning("%s again: leaving at once", signal.Signals(number).name)
-            supervisor.kill_all()
-            os._exit(0)
-        log.info("%s: stopping", signal.Signals(number).name)
-        serving.cancel()
 
 
 async def _reap_orphans(containment: Containment) -> None:
@@ -121,24 +137,15 @@ async def _reap_orphans(containment: Containment) -> None:
         containment.reap_orphans()
 
 
-async def _stop_on_stdin_end(serving: trio.CancelScope) -> None:
-    await trio.to_thread.run_sync(_read_to_end, abandon_on_cancel=True)
-    log.info("standard input has ended: stopping")
-    serving.cancel()
-
-
-def _read_to_end() -> None:
-    while read_blocking(0):
-        pass
-
-
 async def _serve_stdio(supervisor: Supervisor) -> int:
     connection = Connection(supervisor, StdioChannel())
     await connection.run()
     return 1 if connection.violated else 0
 
 
-async def _listen(address: TcpAddress) -> trio.SocketListener:
+async def _listen(address: TcpAddress, passed: socket.socket | None) -> trio.SocketListener:
+    if passed is not None:
+        return trio.SocketListener(trio.socket.from_stdlib_socket(passed))
     family = socket.AF_INET6 if address.host.version == 6 else socket.AF_INET
     try:
         sock = trio.socket.socket(family, socket.SOCK_STREAM)
@@ -153,7 +160,9 @@ async def _listen(address: TcpAddress) -> trio.SocketListener:
     return trio.SocketListener(sock)
 
 
-async def _serve_listener(supervisor: Supervisor, listener: trio.SocketListener) -> None:
+async def _serve_listener(
+    supervisor: Supervisor, listener: trio.SocketListener, manager: ServiceManager
+) -> None:
     host, port = listener.socket.getsockname()[:2]
     url = supervisor.listen = f"ws://{_authority(host, port)}"
 
@@ -167,7 +176,8 @@ async def _serve_listener(supervisor: Supervisor, listener: trio.SocketListener)
     # A few system calls on small files in memory, before anybody is served and after everybody was.
     with announced(url):
         print(url, flush=True)
-        log.info("listening at %s", _authority(host, port))
+        tell(logging.INFO, "daemon.listening", url=url)
+        await manager.ready(url)
         await trio.serve_listeners(serve, [listener])
 
 
@@ -175,7 +185,7 @@ async def _serve_socket(supervisor: Supervisor, sock: socket.socket) -> None:
     stream = EagerSocketStream(sock)
     try:
         host, port = sock.getpeername()[:2]
-        upgrade = await _pass_door(stream)
+        upgrade = await _pass_door(supervisor, stream)
         if upgrade is not None:
             peer = _authority(host, port)
             channel = WebSocketChannel(
@@ -188,19 +198,35 @@ async def _serve_socket(supervisor: Supervisor, sock: socket.socket) -> None:
         await trio.aclose_forcefully(stream)
 
 
-async def _pass_door(stream: EagerSocketStream) -> Upgrade | None:
+async def _pass_door(supervisor: Supervisor, stream: EagerSocketStream) -> Upgrade | None:
     """Read the HTTP request and answer it; None if it is no upgrade, or does not come in time."""
-    door = HttpDoor()
+    door = HttpDoor(_pages(supervisor))
     with trio.move_on_after(HEAD_TIMEOUT_S):
         while data := await stream.receive_some(RECEIVE_BYTES):
             decision = door.receive(data)
             if decision is not None:
+                supervisor.metrics.http_responses[decision.status] += 1
                 await stream.send_all(decision.data)
                 if not isinstance(decision, Respond):
                     return decision
                 await linger(stream)
                 return None
     return None
+
+
+def _pages(supervisor: Supervisor) -> Mapping[bytes, Callable[[], Answer]]:
+    """What GET and HEAD find, besides the WebSocket at `/`."""
+
+    def ready() -> Answer:
+        if supervisor.draining:
+            return Answer(HTTPStatus.SERVICE_UNAVAILABLE, "the daemon is shutting down")
+        return Answer(HTTPStatus.OK)
+
+    return {
+        b"/livez": lambda: Answer(HTTPStatus.OK),
+        b"/readyz": ready,
+        b"/metrics": lambda: Answer(HTTPStatus.OK, supervisor.metrics_text(), content_type=CONTENT_TYPE),
+    }
 
 
 def _authority(host: str, port: int) -> str:
