@@ -63,7 +63,7 @@ ONLY_IN = {
     "rich": {"tsupervise._table"},
     "ctypes": {"tsupervise._posix_spawn", "tsupervise._keeper", "tsupervise._hole_punch"},
     "subprocess": {"tsupervise._fork_spawn"},
-    "threading": {"tsupervise._loop_thread"},
+    "threading": {"tsupervise._loop_thread", "tsupervise._spill_file"},
     "asyncio": set[str](),
 }
 """Foreign packages that one module hides from all others."""
