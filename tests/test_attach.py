@@ -11,7 +11,7 @@ import tsupervise
 from daemons import Daemon
 from tsupervise import Client, Closed, Event, Exited, Lost, NoSuchProcess, Output, ProcessHandle
 from tsupervise._observed_process import entry_named, events_of
-from tsupervise_protocol.base64_text import encode_base64_str
+from tsupervise_protocol.base64_text import decode_base64, encode_base64_str
 from tsupervise_protocol.messages import UNSET, OperatorEntry, OutputChunk, ReadResult
 
 PATIENCE_S = 20.0
@@ -89,7 +89,7 @@ async def until_end_of_flood(process: ProcessHandle) -> None:
         while True:
             answer = await process.read(after_seq=seq, wait_ms=1000)
             seq = answer.next_seq - 1
-            if answer.chunks and answer.chunks[-1].chunk.endswith("ZW5kCg=="):
+            if answer.chunks and decode_base64(answer.chunks[-1].chunk).endswith(b"end\n"):
                 return
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsupervise._recent_output import Tail
+from tsupervise._recent_output import RecentEvents, Tail
 from tsupervise.events import Closed, Event, Exited, Lost, Output
 
 
@@ -65,3 +67,25 @@ def test_what_else_happened_stays_in_its_place() -> None:
 def test_the_tail_of_nothing_is_nothing(lines: int) -> None:
     """No output, no lines."""
     assert list(Tail(lines).take()) == []
+
+
+@pytest.mark.parametrize(("every", "looked_at"), [(1, 256), (400, 9 * 256), (10_000, 1_000_000)])
+async def test_a_tail_is_looked_for_at_the_end_of_all_that_is_retained(every: int, looked_at: int) -> None:
+    """What came long before it is not asked for: it may be gigabytes."""
+    asked = 0
+
+    class Events:
+        def __init__(self, after_seq: int = 0) -> None:
+            self._seq = after_seq
+
+        async def __anext__(self) -> Event:
+            nonlocal asked
+            asked += 1
+            self._seq += 1
+            return Output(self._seq, "stdout", b"x" if self._seq % every else b"x\n")
+
+    process = cast("Any", SimpleNamespace(entry=SimpleNamespace(last_seq=20_000), events=Events))
+    recent = [event async for event in RecentEvents(process, Tail(2), follow=False)]
+    assert output_of(recent) == (b"x" * every + b"\n") * 2
+    assert recent[-1].seq == 20_000
+    assert asked <= looked_at

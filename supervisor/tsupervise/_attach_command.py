@@ -136,5 +136,5 @@ class _Attachment:
     async def _print(self) -> int:
         size = terminal_size()
         tail = Tail(REPLAYED_LINES if size is None else size[0], REPLAYED_BYTES)
-        events = RecentEvents(self._process.events(), self._process.entry, tail, follow=True)
+        events = RecentEvents(self._process, tail, follow=True)
         return await print_events(events, drain_s=TERMINAL_DRAIN_S if self._has_terminal else inf)

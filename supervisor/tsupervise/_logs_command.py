@@ -53,7 +53,7 @@ async def print_logs(client: Client, name: str, *, lines: int | None, follow: bo
     """
     process = await find_process(client, name)
     tail = None if lines is None else Tail(lines)
-    events = RecentEvents(process.events(), process.entry, tail, follow=follow)
+    events = RecentEvents(process, tail, follow=follow)
     async with open_background(outlast_cancel=False) as nursery:
         nursery.start_soon(Outage(client, "press Ctrl-C to give up").watch)
         async for event in events:

@@ -6,10 +6,13 @@ import math
 from collections import deque
 from dataclasses import replace
 
-from tsupervise_protocol.messages import OperatorEntry
-
+from ._observed_process import ObservedProcess
 from ._process_handle import EventStream
 from .events import Event, Output
+
+SPAN = 256
+"""Events that a tail is looked for in at first; in eight times as many if it begins before them, and so on. What
+is retained may be gigabytes."""
 
 
 class Tail:
@@ -26,6 +29,14 @@ class Tail:
         self._events: deque[Event] = deque()
         self._ends = 0
         self._bytes = 0
+        self.has_enough = False
+        """Whether it has forgotten something: what came before that is no part of it."""
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self._events.clear()
+        self._ends = self._bytes = 0
+        self.has_enough = False
 
     def add(self, event: Event) -> None:
         """Take the next event, and forget those that can be no part of the tail any more."""
@@ -36,6 +47,7 @@ class Tail:
             self._bytes > self._max_bytes and len(self._events) > 1
         ):
             gone = self._events.popleft()
+            self.has_enough = True
             self._ends -= _ends_in(gone)
             self._bytes -= _bytes_in(gone)
 
@@ -67,27 +79,26 @@ class RecentEvents:
     """Iterates over the events of a process, those from before only as far as they are in a tail.
 
     Args:
-        events: from the oldest that is retained.
-        entry: the process; what is numbered up to its `last_seq` is from before.
-        tail: of that, what is wanted; None for all.
+        process: what is numbered up to the `last_seq` of its entry is from before.
+        tail: of that, what is wanted; None for all that is retained.
         follow: whether to go on with what comes.
     """
 
-    def __init__(self, events: EventStream, entry: OperatorEntry, tail: Tail | None, *, follow: bool) -> None:
-        self._events = events
-        self._last_seq = entry.last_seq
+    def __init__(self, process: ObservedProcess, tail: Tail | None, *, follow: bool) -> None:
+        self._process = process
+        self._last_seq = process.entry.last_seq
         self._tail = tail
         self._follow = follow
         self._ready: deque[Event] = deque()
         self._seq = 0
+        self._events: EventStream = process.events()
 
     def __aiter__(self) -> RecentEvents:
         return self
 
     async def __anext__(self) -> Event:
         if self._tail is not None:
-            while self._seq < self._last_seq:
-                self._tail.add(await self._next())
+            await self._fill(self._tail)
             self._ready = self._tail.take()
             self._tail = None
         if self._ready:
@@ -95,6 +106,18 @@ class RecentEvents:
         if self._seq >= self._last_seq and not self._follow:
             raise StopAsyncIteration
         return await self._next()
+
+    async def _fill(self, tail: Tail) -> None:
+        span = SPAN
+        while True:
+            self._seq = after = max(0, self._last_seq - span)
+            self._events = self._process.events(after_seq=after)
+            while self._seq < self._last_seq:
+                tail.add(await self._next())
+            if tail.has_enough or not after:
+                return
+            tail.clear()
+            span *= 8
 
     async def _next(self) -> Event:
         event = await anext(self._events)
