@@ -76,8 +76,7 @@ def started(mode: Mode, *options: str) -> Generator[Daemon]:
         if mode.endswith("subreaper"):
             options = (*options, "--no-cgroup")
         command = [*wrapper, *command_of("ours")]
-        log = Path("/tmp/trees-stderr")
-        yield stack.enter_context(running(start_daemon("ours", *options, command=command, stderr=log)))
+        yield stack.enter_context(running(start_daemon("ours", *options, command=command)))
 
 
 @pytest.fixture(scope="module", params=MODES)
