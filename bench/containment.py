@@ -1,7 +1,7 @@
 """What escapes from servers of the process protocol, side by side: `python bench/containment.py --help`.
 
 For each way of escaping a process is started whose child takes it, then the process is terminated, or its server is
-ended, and all processes of the machine are looked through for survivors, until there are none or the time is over.
+ended, and a second later all processes of the machine are looked through for survivors.
 It needs a C compiler, and imports nothing of the package, so any server can be looked at.
 """
 
@@ -86,11 +86,10 @@ class Look:
         return [int(pid) for pid, state, _, name in rows if state not in "ZX" and name == program.name]
 
     def left(self, program: Path) -> int:
-        """How many live when the time is over, or 0 as soon as nobody does."""
-        until = time.monotonic() + SETTLE_S
-        while (survivors := self.survivors(program)) and time.monotonic() < until:
-            time.sleep(0.02)
-        return len(survivors)
+        """How many live when the time is over."""
+        time.sleep(SETTLE_S)
+        # More than one look: whoever forks and goes may slip through one.
+        return max(len(self.survivors(program)) for _ in range(5))
 
     def end(self, program: Path) -> None:
         """Kill the survivors."""
