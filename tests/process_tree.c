@@ -32,7 +32,7 @@
 enum { LIFE_S = 60, STORM_FORKS = 200, STORM_WIDTH = 12, PACE_US = 100 };
 
 static uint64_t state;
-static int *room; /* how many more processes there may be at all */
+static int *room; /* how many more processes there may be at all, and whether the root has said that it is up */
 static const char *options, *self;
 static time_t end;
 static pid_t root;
@@ -121,7 +121,7 @@ static void be_traced(void) {
 
 /* From then on the root stops at every signal, and its end is told to its tracer first, who does not listen. */
 static void trace_root(void) {
-  nap(30000);
+  while (!__atomic_load_n(room + 1, __ATOMIC_RELAXED)) nap(1000);
   ptrace(PTRACE_SEIZE, root, NULL, NULL);
 }
 
@@ -265,16 +265,18 @@ int main(int count, char **arguments) {
   if (strcmp(what, "grow") != 0 || count < 5) return 2;
   state = strtoull(arguments[2], NULL, 10) * 2654435761u + 12345;
   for (int number = 0; number < 8; number++) draw(2);
-  room = mmap(NULL, sizeof *room, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  room = mmap(NULL, 2 * sizeof *room, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   *room = atoi(arguments[3]);
   options = arguments[4];
   if (has('i')) {
+    room[1] = 1;
     if (draw(2)) grow(3);
     mutate(4);
   }
   grow(0);
   nap(draw(3) * draw(10000));
   if (write(1, "up\n", 3) != 3) return 1;
+  __atomic_store_n(room + 1, 1, __ATOMIC_RELAXED);
   if (has('e')) return 0;
   stay();
 }

@@ -29,6 +29,9 @@ ORDINARY_USER = 65534
 """`nobody` on most systems; any user without rights will do."""
 
 
+LOOKS = 3
+
+
 class Member(NamedTuple):
     """One process of a tree: dead and unreaped if its state is Z."""
 
@@ -69,8 +72,9 @@ class Trees:
         return [Member(int(pid), state, int(parent), name) for pid, state, parent, name in rows]
 
     def survivors(self) -> list[Member]:
-        """Those that are not dead."""
-        return [member for member in self.members() if member.state not in "ZX"]
+        """Those that are not dead. More than one look, for whoever forks and goes may slip through one."""
+        seen = {member for _ in range(LOOKS) for member in self.members() if member.state not in "ZX"}
+        return sorted(seen)
 
     async def until_gone(self, patience_s: float = 20.0) -> None:
         """Wait until nobody is left, dead or alive."""

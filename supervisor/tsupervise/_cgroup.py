@@ -11,7 +11,7 @@ import os
 import time
 from contextlib import suppress
 
-_NAME = "tsupervise-"
+_NAME = "tsupervise_"
 
 _STALE_S = 0.3
 """How long a start may wait for what a dead daemon has left, once it is killed."""

@@ -48,8 +48,8 @@ SWEEP_S = 5.0
 DEATH_S = 0.25
 """How long one look waits for those that it has killed, before the next one looks again."""
 
-LOOKS_IN_VAIN = 10
-"""Looks that must find nothing, where processes come and go so fast that one look may miss some."""
+LOOKS_IN_VAIN = 30
+"""Looks that must find nothing in a row, while somebody comes and goes between one and the next."""
 
 MAX_AWAITED = 64
 """Of how many that it has killed one look awaits the death: descriptors are needed by others, too."""
@@ -157,6 +157,8 @@ class Containment:
         self._sweeps: list[_Sweep] = []
         self._looking = trio.Lock()
         self._spares: list[int] = []
+        self._known: set[int] = set()
+        """Who was there at the last look at all processes."""
         self._somebody_fled = False
         self._refused: set[int] = set()
         """Processes that may not be killed, and of which this has been said."""
@@ -342,10 +344,13 @@ class Containment:
                 if key := self._key_of_orphan(pid, keys):
                     yield pid, key, _certainly
         else:
-            for pid in reversed(every_pid()):
+            known, pids = self._known, every_pid()
+            self._known = set(pids)
+            for pid in reversed(pids):
                 tag = tag_of(pid)
                 if tag == GONE:
-                    self._somebody_fled = True
+                    # One that was there at the last look was no member then.
+                    self._somebody_fled |= pid not in known
                 elif key := _key_of(tag, keys) or self._key_by_session(pid, keys):
                     yield pid, key, partial(self._is_marked, key)
 

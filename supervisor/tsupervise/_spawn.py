@@ -107,12 +107,18 @@ class Child:
 
     async def wait_exit(self) -> None:
         """Wait until the child is dead and can be asked how it ended. It stays unreaped, so that its number
-        stays its own."""
+        stays its own.
+
+        Whoever traces it, such as a debugger, is told first. For a child that was killed here nobody waits
+        longer than KILL_GRACE_S for that.
+        """
         await trio.lowlevel.wait_readable(self.pidfd)
+        give_up_at = trio.current_time() + KILL_GRACE_S
         while not self.has_exited():
-            # Whoever traces it is told first, and nobody says when. One of its own goes with it.
             if self._killed:
-                await self.enclosure.sweep()
+                await self.enclosure.sweep()  # a tracer that is one of its own goes with it
+                if trio.current_time() > give_up_at:
+                    break
             await trio.sleep(TRACED_S)
 
     def has_exited(self) -> bool:
@@ -126,12 +132,14 @@ class Child:
         """The exit code, or 128 + signal, and the signal if one ended it. Call after `wait_exit`.
 
         The code is -1 if somebody else has reaped the child, such as a host program that ignores SIGCHLD.
+        One that was killed, and whose end its tracer does not let be known, has died of that.
         """
         try:
             info = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG)
         except ChildProcessError:
             return -1, None
-        assert info is not None, "wait_exit has waited for it"
+        if info is None:
+            return 128 + signal.SIGKILL, signal.SIGKILL
         if info.si_code == os.CLD_EXITED:
             return info.si_status, None
         return 128 + info.si_status, info.si_status
