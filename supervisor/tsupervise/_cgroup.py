@@ -84,7 +84,7 @@ def open_subtree() -> Subtree | None:
         return None
     try:
         for name in os.listdir(base):
-            if name.startswith(_NAME) and not _is_owned(name):
+            if not is_owned(name):
                 end_subtree(f"{base}/{name}")
         with suppress(FileExistsError):
             os.mkdir(path)
@@ -102,10 +102,11 @@ def subtree_of(daemon: int) -> str:
     It must be in the same control group as this process.
     """
     base = _own_group()
-    return f"{base}/{_name_of(daemon)}" if base is not None else ""
+    return f"{base}/{name_of(daemon)}" if base is not None else ""
 
 
-def _name_of(pid: int) -> str:
+def name_of(pid: int) -> str:
+    """What the control groups of a daemon are called, up to a dot."""
     # The number alone could become a stranger's.
     return f"{_NAME}{pid}-{_start_time(pid)}"
 
@@ -124,9 +125,12 @@ def end_subtree(path: str) -> None:
         os.rmdir(path)
 
 
-def _is_owned(name: str) -> bool:
+def is_owned(name: str) -> bool:
+    """Whether a control group is none of a daemon that is gone."""
+    if not name.startswith(_NAME):
+        return True
     owner = name.removeprefix(_NAME).partition("-")[0]
-    return not owner.isdigit() or name == _name_of(int(owner))
+    return not owner.isdigit() or name.partition(".")[0] == name_of(int(owner))
 
 
 def _start_time(pid: int) -> str:

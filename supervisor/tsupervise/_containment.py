@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import trio
 
 from ._cgroup import Leaf, Subtree
+from ._limits import Restraint
 from ._process_tag import (
     DAEMON_MASK,
     SESSION_MASK,
@@ -48,9 +49,13 @@ DEATH_S = 0.25
 class Enclosure:
     """Around one process: made before its start, it holds all that comes of it. Made by `Containment`."""
 
-    def __init__(self, containment: Containment, tag: int, leaf: Leaf | None) -> None:
+    def __init__(
+        self, containment: Containment, tag: int, leaf: Leaf | None, restraint: Restraint | None
+    ) -> None:
         self.tag = tag
         self.leaf = leaf
+        self.restraint = restraint
+        """The limits that hold for all that is in here."""
         self.leader = 0
         """The number of the process itself, while it is unreaped and the number so its own."""
         self._containment = containment
@@ -96,6 +101,13 @@ class Enclosure:
         """The process is over. What it may have left behind stays known by its tag."""
         self.leader_was_reaped()
         self._containment.disposed(self)
+        if self.restraint is not None:
+            self.restraint.release()
+
+    @property
+    def has_members(self) -> bool:
+        """Whether anything in here lives. It looks at all processes: not for every day."""
+        return self._containment.has_members(self.tag)
 
 
 @dataclass(slots=True, eq=False)
@@ -159,16 +171,18 @@ class Containment:
         """The tag of a new session, under which all of its processes are found, whatever became of them."""
         return self._tags.next_session()
 
-    def enclose(self, session: int) -> Enclosure:
-        """An enclosure for a process that a session is about to start."""
+    def enclose(self, session: int, restraint: Restraint | None = None) -> Enclosure:
+        """An enclosure for a process that a session is about to start, with its limits if it has any."""
         tag = self._tags.next_process(session)
-        leaf: Leaf | None = None
-        if self._subtree is not None:
+        leaf = restraint.leaf if restraint is not None else None
+        if leaf is not None:
+            self._leaves[tag] = leaf
+        elif self._subtree is not None:
             try:
                 leaf = self._leaves[tag] = self._subtree.leaf(f"{tag & ~DAEMON_MASK:x}")
             except OSError as error:
                 self.lose_cgroups(error)
-        enclosure = self._enclosures[tag] = Enclosure(self, tag, leaf)
+        enclosure = self._enclosures[tag] = Enclosure(self, tag, leaf, restraint)
         return enclosure
 
     def disposed(self, enclosure: Enclosure) -> None:
@@ -177,9 +191,9 @@ class Containment:
         if enclosure.leaf is not None and enclosure.leaf.remove():
             self._leaves.pop(enclosure.tag, None)
 
-    def has_members(self, session: int) -> bool:
-        """Whether anything lives that comes of a session."""
-        return any(not _is_dead(pid) for pid in self._members({session}))
+    def has_members(self, key: int) -> bool:
+        """Whether anything lives that comes of a session, or of a process."""
+        return any(not _is_dead(pid) for pid in self._members({key}))
 
     # --- the end of it -------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from itertools import takewhile
 from typing import NamedTuple
 
-from tsupervise_protocol.messages import Stream
+from tsupervise_protocol.messages import ExitReason, Stream, Usage
 
 RETAINED_BYTES = 1 << 20
 """Output retained for each process, in bytes; what clients of this protocol expect."""
@@ -38,6 +38,9 @@ class Exit(NamedTuple):
     seq: int
     code: int
     term_signal: int | None
+    usage: Usage | None = None
+    reason: ExitReason | None = None
+    """Both are None if they cannot be told."""
 
 
 class Close(NamedTuple):
@@ -93,11 +96,17 @@ class EventLog:
             self.drop_oldest()
         return chunk
 
-    def record_exit(self, code: int, term_signal: int | None) -> Exit:
+    def record_exit(
+        self,
+        code: int,
+        term_signal: int | None,
+        usage: Usage | None = None,
+        reason: ExitReason | None = None,
+    ) -> Exit:
         """Number the exit; once."""
         assert self.exit is None, "a process exits once"
         self.last_seq += 1
-        self.exit = Exit(self.last_seq, code, term_signal)
+        self.exit = Exit(self.last_seq, code, term_signal, usage, reason)
         return self.exit
 
     def record_close(self) -> Close:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import trio
 
-from tsupervise_protocol.messages import SignalName
+from tsupervise_protocol.messages import Limits, SignalName
 
 from ._background import open_background
 from ._inherited import heeded
@@ -35,6 +35,8 @@ from .client import INHERIT_ALL, Client, connect
 from .errors import NotSupported, ServerRefused, TsuperviseError
 from .events import Exited, Lost, Output
 
+TIMED_OUT = 124
+"""As of timeout(1)."""
 DAEMON_FAILED = 125
 CANNOT_EXECUTE = 126
 NOT_FOUND = 127
@@ -59,8 +61,9 @@ _EOF = b"\x04"
 
 @dataclass(frozen=True, slots=True)
 class ExecOptions:
-    """What was asked for; `url` is None for supervision in this process, `env` is added, and
-    `recovery_s` is how long a lost connection may take to come back."""
+    """What was asked for; `url` is None for supervision in this process, `env` is added,
+    `recovery_s` is how long a lost connection may take to come back, and `timeout_s` how long the command
+    may take."""
 
     argv: Sequence[str]
     url: str | None
@@ -68,6 +71,8 @@ class ExecOptions:
     cwd: str | None
     env: Mapping[str, str]
     recovery_s: float
+    timeout_s: float | None = None
+    limits: Limits | None = None
 
 
 def run_exec(options: ExecOptions) -> int:
@@ -124,6 +129,8 @@ class _Exec:
             pipe_stdin=has_input,
             size=terminal_size() if options.tty else None,
             lossless=True,
+            timeout_s=options.timeout_s,
+            limits=options.limits,
         )
         async with start as process, open_background(outlast_cancel=True) as nursery:
             self._process = process
@@ -144,7 +151,9 @@ class _Exec:
                     match event:
                         case Output(stream=stream, data=data):
                             await write_out(STDERR if stream == "stderr" else STDOUT, data)
-                        case Exited(exit_code=code):
+                        case Exited(exit_code=code, reason=reason):
+                            if reason == "timeout":
+                                code = TIMED_OUT
                             if self._options.tty:
                                 drain.deadline = trio.current_time() + TERMINAL_DRAIN_S
                         case Lost(first_seq=first, seq=last):

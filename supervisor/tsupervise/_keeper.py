@@ -16,6 +16,7 @@ import sys
 
 from ._cgroup import end_subtree, subtree_of
 from ._inherited import heeded, own_environment
+from ._limit_groups import folders_of
 
 KEPT_BY = "--kept-by="
 """The first argument of a daemon that has a keeper, with the keeper's number: who sees it is the daemon itself."""
@@ -45,15 +46,17 @@ def keep(arguments: list[str]) -> int:
         setsigmask=(),
         setsigdef=[signal.SIGINT, signal.SIGPIPE],
     )
-    subtree = subtree_of(daemon)
+    # Version 2 first: there, what is in them is killed at once.
+    groups = [subtree_of(daemon), *folders_of(daemon)]
     while True:
         received = signal.sigwaitinfo(awaited)
         if received.si_signo == signal.SIGCHLD:
             code = _reap(daemon)
             if code is not None:
-                end_subtree(subtree)
-                _end_what_is_left()
-                end_subtree(subtree)  # what was in it is dead now
+                for _ in range(2):  # in the second round, what was in the groups is dead
+                    for group in groups:
+                        end_subtree(group)
+                    _end_what_is_left()
                 return code
         elif received.si_code != _SI_KERNEL:
             # A terminal's signal goes to its whole foreground group, so the daemon has it already.

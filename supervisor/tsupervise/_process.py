@@ -18,6 +18,7 @@ from tsupervise_protocol.base64_text import encode_base64_str
 from tsupervise_protocol.errors import ErrorCode, RpcError
 from tsupervise_protocol.messages import (
     UNSET,
+    ExitReason,
     OutputChunk,
     ProcessEntry,
     ProcessState,
@@ -104,6 +105,10 @@ class Process:
         self._stdin_is_fed = False
         self._stdin_is_broken = False
         self._terminated = False
+        self._killed_for: ExitReason | None = None
+        """Why it was killed, if we have killed it."""
+        self._time = trio.CancelScope()
+        """Around the wait for the end of its time; cancelled when nothing of it is left."""
         self._changed = trio.lowlevel.ParkingLot()
         """Unparked by every event."""
         self._stdin_moved = trio.lowlevel.ParkingLot()
@@ -162,8 +167,17 @@ class Process:
                 if self.state is not State.CLOSED:
                     await child.destroy()
             finally:
+                if self.params.timeout_ms is not None and not child.enclosure.has_members:
+                    self._time.cancel()
                 child.close()
                 self._nursery = None
+
+    async def enforce_timeout(self) -> None:
+        """Kill whatever there is of it when its time is over; return early if nothing is left before."""
+        assert self.params.timeout_ms is not None, "it has all the time in the world"
+        with self._time:
+            await trio.sleep(self.params.timeout_ms / 1000)
+            self.terminate("timeout")
 
     async def _pump_output(self, stream: Stream, fd: Fd) -> None:
         """Move output from the pipe into the log until it ends; wait while the peer does not keep up."""
@@ -200,13 +214,24 @@ class Process:
     def _record_exit(self, child: Child) -> None:
         self._drain(child)
         code, term_signal = child.exit_status()
+        reason = self._reason(child, code, term_signal)
         self.lifecycle.take(Step.EXITED)
-        self._announce(self.log.record_exit(code, term_signal))
+        self._announce(self.log.record_exit(code, term_signal, child.usage(), reason))
         child.release_slave()
         self._stdin.discard()
         if child.stdin is not None:
             child.stdin.close()
         self._stdin_moved.unpark_all()
+
+    def _reason(self, child: Child, code: int, term_signal: int | None) -> ExitReason | None:
+        if code < 0:
+            return None
+        # It may have ended in the very moment when it was to be killed.
+        if self._killed_for is not None and term_signal == signal.SIGKILL:
+            return self._killed_for
+        if code != 0 and child.oom_kills:
+            return "oom"
+        return "exit" if term_signal is None else "signal"
 
     def _announce(self, event: Event) -> None:
         if self._feed is not None:
@@ -264,6 +289,8 @@ class Process:
             term_signal=UNSET if term_signal is None else term_signal,
             exit_seq=exit_event.seq if exit_event else UNSET,
             closed_seq=self.log.closed.seq if self.log.closed else UNSET,
+            usage=(exit_event.usage if exit_event else None) or UNSET,
+            reason=(exit_event.reason if exit_event else None) or UNSET,
         )
 
     async def wait_changed(self) -> None:
@@ -391,8 +418,11 @@ class Process:
         if self._child is not None and self.state is State.RUNNING:
             self._child.resize(rows, cols)
 
-    def terminate(self) -> bool:
+    def terminate(self, reason: ExitReason = "terminated") -> bool:
         """Kill whatever is left of the process at once, and end its output with what has been written.
+
+        Args:
+            reason: why it will be said to have ended, if it still runs.
 
         Returns:
             Whether the child was still running, or starting.
@@ -407,6 +437,7 @@ class Process:
             self._sweep_later(child.enclosure)
             return False
         self._terminated = True
+        self._killed_for = self._killed_for or reason
         child.kill()
         if self.state is State.EXITED and self._nursery is not None:
             self._drain(child)
@@ -436,4 +467,6 @@ class Process:
             retained_bytes=self.log.retained_bytes,
             output_bytes=self.log.output_bytes,
             metadata=self.params.metadata,
+            usage=exit_event.usage if exit_event else None,
+            reason=exit_event.reason if exit_event else None,
         )

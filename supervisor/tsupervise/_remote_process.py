@@ -227,6 +227,8 @@ class RemoteProcess(ProcessHandle):
             answer.closed,
             None if answer.term_signal is UNSET else answer.term_signal,
             answer.sandbox_denied,
+            answer.usage or None,
+            answer.reason or None,
         )
 
     def fail(self, reason: str) -> None:

@@ -20,6 +20,7 @@ from tsupervise_protocol.messages import StartParams
 from ._containment import Containment, Enclosure
 from ._event_log import EventLog
 from ._lifecycle import State
+from ._limits import Limiter
 from ._outbox import Outbox
 from ._process import Process
 from ._retained_total import RetainedTotal
@@ -64,6 +65,7 @@ class Session:
         retained: the daemon's account of retained output.
         index: the daemon's index of all processes; this session keeps its own part of it.
         containment: the daemon's enclosures.
+        limiter: the daemon's limits.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Session:
         retained: RetainedTotal,
         index: ProcessIndex,
         containment: Containment,
+        limiter: Limiter,
     ) -> None:
         self.session_id = session_id
         self.client_name = ""
@@ -84,6 +87,7 @@ class Session:
         self.over = trio.Event()
         self._index = index
         self._containment = containment
+        self._limiter = limiter
         self._tag = containment.next_session()
         self._settings = settings
         self._spawner = spawner
@@ -118,6 +122,7 @@ class Session:
                 self._forget(process)
             # What closed processes have left behind belongs to the session until now.
             await self._containment.sweep(self._tag)
+            self._limiter.remove_empty()
             self.over.set()
             log.info("session %s ended", self.session_id)
 
@@ -197,11 +202,13 @@ class Session:
         Awaited and cancelled, it leaves nothing behind and the id is free again.
 
         Raises:
-            RpcError: the id is taken, the start was cancelled by a terminate, or the system refused.
+            RpcError: the id is taken, the start was cancelled by a terminate, a limit cannot be enforced, or the
+                system refused.
         """
         self._raise_if_ended()
         if params.process_id in self._processes:
             raise RpcError(ErrorCode.INVALID_REQUEST, f"process {params.process_id} already exists")
+        restraint = None if params.limits is None else self._limiter.restrain(params.limits)
         event_log = EventLog(self._settings.retained_bytes)
         process = Process(
             params,
@@ -213,7 +220,7 @@ class Session:
         )
         self._processes[params.process_id] = process
         self._index[uid] = self, process
-        enclosure = self._containment.enclose(self._tag)
+        enclosure = self._containment.enclose(self._tag, restraint)
         try:
             child = self._spawner(request, enclosure)
         except BaseException:
@@ -250,6 +257,8 @@ class Session:
         if self.holder is not None:
             process.attach(self.holder.outbox)
         self._nursery.start_soon(self._run_process, process, name=f"process {process.uid}")
+        if process.params.timeout_ms is not None:
+            self._nursery.start_soon(process.enforce_timeout)
         return process
 
     def _raise_if_ended(self) -> None:

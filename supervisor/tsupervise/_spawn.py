@@ -10,22 +10,25 @@ import errno
 import fcntl
 import logging
 import os
+import resource
 import signal
 import struct
 import termios
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 
 import trio
 
 from tsupervise_protocol.errors import ErrorCode, RpcError
-from tsupervise_protocol.messages import Stream
+from tsupervise_protocol.messages import Stream, Usage
 
 from ._containment import Enclosure
 from ._fd import Fd
 from ._fork_spawn import LACKS, fork_spawn
+from ._limits import Restraint
 from ._posix_spawn import AVAILABLE, SpawnPlan, posix_spawn
+from ._usage import usage_of
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +105,8 @@ class Child:
     held_slave: int = -1
     """Our own hold on the terminal's other side, so that a child that closes its own and opens /dev/tty later
     loses nothing. Released when the child is dead."""
+    rss_floor: int = 0
+    """What the kernel counts as the child's memory at least, in bytes, see `usage_of`."""
     _reaped: bool = field(default=False)
 
     async def wait_exit(self) -> None:
@@ -128,6 +133,16 @@ class Child:
         if info.si_code == os.CLD_EXITED:
             return info.si_status, None
         return 128 + info.si_status, info.si_status
+
+    def usage(self) -> Usage | None:
+        """What the child has used, None if that cannot be told. Call after `wait_exit`, before `reap`."""
+        return usage_of(self.pidfd, self.rss_floor)
+
+    @property
+    def oom_kills(self) -> int:
+        """How many the kernel has killed, of all that is enclosed, because the memory limit was reached."""
+        restraint = self.enclosure.restraint
+        return 0 if restraint is None else restraint.oom_kills
 
     def reap(self) -> None:
         """Take the dead child away. Call after `wait_exit`; safe to call twice."""
@@ -242,8 +257,10 @@ def spawn(
         start: the system's way of starting a child; it returns the pid or raises OSError.
 
     Raises:
-        RpcError: INTERNAL_ERROR, with the text of the operating system, `(os error N)` and what to do.
+        RpcError: INTERNAL_ERROR, with the text of the operating system, `(os error N)` and what to do;
+            INVALID_PARAMS, the limits of the enclosure cannot be enforced.
     """
+    restraint = enclosure.restraint
     try:
         argv = [_encode(request.argv[0] if request.arg0 is None else request.arg0)]
         argv += [_encode(argument) for argument in request.argv[1:]]
@@ -268,17 +285,34 @@ def spawn(
         with _opening("a process"):
             spare = os.pidfd_open(os.getpid())
         try:
-            with enclosure.around_spawn():
+            with enclosure.around_spawn(), nullcontext() if restraint is None else restraint.around_spawn():
                 child.pid = _spawn_first_found(start, program, request, plan)
         except OSError as error:
             raise _spawn_error(error, f"cannot start {request.argv[0]!r}: {_advice(error)}") from None
         finally:
             os.close(spare)
+        if restraint is not None:
+            restraint.hold(child.pid)
         child.pidfd = os.pidfd_open(child.pid)
         child.group.pgid = child.pid
+        child.rss_floor = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         enclosure.started(child.pid)
+        if restraint is not None:
+            _impose(restraint, child)
         on_failure.pop_all()
         return child
+
+
+def _impose(restraint: Restraint, child: Child) -> None:
+    try:
+        restraint.impose(child.pid)
+    except OSError as error:
+        # Without its limits it must not run. What is stopped, or has just started, dies at once.
+        child.kill()
+        child.reap()
+        os.close(child.pidfd)
+        text = f"limits cannot be enforced: {error.strerror} (os error {error.errno})"
+        raise RpcError(ErrorCode.INVALID_PARAMS, text) from None
 
 
 def _encode(text: str) -> bytes:

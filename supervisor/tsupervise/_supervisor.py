@@ -28,6 +28,7 @@ from ._cgroup import open_subtree
 from ._containment import Containment
 from ._environment_info import environment_info
 from ._inherited import own_environment
+from ._limits import Limiter
 from ._process import Process
 from ._retained_total import RetainedTotal
 from ._session import Holder, ProcessIndex, Session
@@ -42,13 +43,21 @@ class Supervisor:
     """All sessions of one daemon. Made by `open_supervisor_core`, which also ends it."""
 
     def __init__(
-        self, settings: Settings, spawner: Spawner, containment: Containment, nursery: trio.Nursery
+        self,
+        settings: Settings,
+        spawner: Spawner,
+        containment: Containment,
+        limiter: Limiter,
+        nursery: trio.Nursery,
     ) -> None:
         self.settings = settings
         self.containment = containment
         self.inherited = own_environment()
         """What `inherit` in an envPolicy means."""
-        self.environment: EnvironmentInfo = environment_info(__version__, OWN_CAPABILITIES, self.inherited)
+        self.environment: EnvironmentInfo = environment_info(
+            __version__, [*OWN_CAPABILITIES, *limiter.capabilities], self.inherited
+        )
+        self._limiter = limiter
         self._spawner = spawner
         self._nursery = nursery
         self.started_at_ms = time.time_ns() // 1_000_000
@@ -77,7 +86,13 @@ class Supervisor:
             session.client_name = params.client_name
             return session
         session = Session(
-            str(uuid.uuid4()), self.settings, self._spawner, self._retained, self._index, self.containment
+            str(uuid.uuid4()),
+            self.settings,
+            self._spawner,
+            self._retained,
+            self._index,
+            self.containment,
+            self._limiter,
         )
         session.client_name = params.client_name
         # Held from the first moment on: the time without a connection must not run before there was one.
@@ -209,9 +224,11 @@ async def open_supervisor_core(
     """
     if containment is None:
         containment = Containment(owns_process=False, subtree=open_subtree())
+    limiter = Limiter()
     try:
         # Children of this nursery: the sessions.
         async with open_background(outlast_cancel=outlast_cancel) as nursery:
-            yield Supervisor(settings or Settings(), spawner, containment, nursery)
+            yield Supervisor(settings or Settings(), spawner, containment, limiter, nursery)
     finally:
         containment.close()
+        limiter.close()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ._listen_address import ListenRefused, check_exposure, parse_listen_url
 from ._version import __version__
+
+if TYPE_CHECKING:
+    from tsupervise_protocol.messages import Limits
 
 _STDIN_CLOSE_VARIABLES = ("TSUPERVISE_EXIT_ON_STDIN_CLOSE", "CODEX_EXEC_SERVER_EXIT_ON_STDIN_CLOSE")
 """Set to `true` or `false`; the second is the name that launchers of other servers of this protocol know."""
@@ -145,6 +149,45 @@ def _parse_env(ctx: click.Context, param: click.Parameter, values: Sequence[str]
     return {name: value for name, _, value in pairs}
 
 
+def _parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d+)([KMGT]?)", value.upper())
+    if match is None:
+        raise click.BadParameter(f"expected a number, and K, M, G or T or nothing, got {value!r}", ctx, param)
+    return int(match[1]) << 10 * " KMGT".index(match[2] or " ")
+
+
+def _parse_umask(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
+    if re.fullmatch(r"[0-7]+", value) is None:
+        raise click.BadParameter(f"expected an octal number such as 077, got {value!r}", ctx, param)
+    return int(value, 8)
+
+
+_LIMIT_OPTIONS = (
+    click.option("--timeout", type=_Seconds(min=0, min_open=True), metavar="S", help="Kill it after that."),
+    click.option(
+        "--memory", callback=_parse_size, metavar="SIZE", help="Memory of all its processes, such as 512M."
+    ),
+    click.option("--pids", type=int, metavar="N", help="Its processes and threads at a time."),
+    click.option(
+        "--cpus", type=float, metavar="N", help="CPU time per time, of all: 0.5 is half of one CPU."
+    ),
+    click.option("--nofile", type=int, metavar="N", help="Open files of each of its processes."),
+    click.option("--core", callback=_parse_size, metavar="SIZE", help="Size of a core file."),
+    click.option("--nice", type=int, metavar="N", help="Its nice value."),
+    click.option("--umask", callback=_parse_umask, metavar="MODE", help="Its umask, such as 077."),
+)
+
+
+def _limit_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(_LIMIT_OPTIONS):
+        command = option(command)
+    return command
+
+
 @main.command("exec", context_settings={"allow_interspersed_args": False})
 @click.option(
     "--url",
@@ -165,6 +208,7 @@ def _parse_env(ctx: click.Context, param: click.Parameter, values: Sequence[str]
     show_default=True,
     help="How long to try to come back after a lost connection, in seconds.",
 )
+@_limit_options
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def exec_(
     url: str | None,
@@ -173,15 +217,47 @@ def exec_(
     env: dict[str, str],
     recovery: float,
     command: tuple[str, ...],
+    timeout: float | None,
+    **limits: Any,
 ) -> None:
     """Run COMMAND under supervision, as if it ran here.
 
     stdin, stdout and stderr are passed on, and so are INT, TERM, HUP and QUIT. The exit code is that of
     the command: 128 + n after signal n, 127 if it was not found, 126 if it cannot be executed, 125 if the
-    daemon failed.
+    daemon failed or cannot enforce a limit, 124 if its time was over.
+
+    Limits hold for the command with all that it starts, but --nofile and --core for each process by itself. What
+    cannot be enforced is refused: --memory, --pids and --cpus need control groups.
     """
     from ._exec_command import ExecOptions, run_exec
 
     if cwd is not None and url is None:
         cwd = os.path.abspath(cwd)
-    sys.exit(run_exec(ExecOptions(command, url, tty, cwd, env, recovery)))
+    sys.exit(run_exec(ExecOptions(command, url, tty, cwd, env, recovery, timeout, _limits(**limits))))
+
+
+def _limits(
+    *,
+    memory: int | None,
+    pids: int | None,
+    cpus: float | None,
+    nofile: int | None,
+    core: int | None,
+    nice: int | None,
+    umask: int | None,
+) -> Limits | None:
+    from tsupervise_protocol.messages import Limits
+
+    try:
+        limits = Limits(
+            memory_bytes=memory,
+            pids=pids,
+            cpu_quota=cpus,
+            nofile=nofile,
+            core_bytes=core,
+            nice=nice,
+            umask=umask,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    return None if limits == Limits() else limits
