@@ -20,8 +20,9 @@ ROOMS = {
     # For everything above.
     "shared": "_version errors events _background _channel _inherited",
     # Each may import what stands before it.
-    "core": """_process_tag _cgroup _limit_groups _limits _usage _containment _event_log _lifecycle _stdin_queue _retained_total
-        _settings _fd _posix_spawn _fork_spawn _child_environment _environment_info _outbox _spawn _process
+    "core": """_process_tag _cgroup _limit_groups _posix_spawn _spawn_gate _limits _usage _containment _event_log
+        _lifecycle _stdin_queue _retained_total
+        _settings _fd _fork_spawn _child_environment _environment_info _outbox _spawn _process
         _session _supervisor _handlers _connection""",
     "doors": """_listen_address _peer_user _http_door _websocket _socket_stream _websocket_channel _stdio_channel
         server""",
@@ -66,7 +67,7 @@ WITHOUT_TRIO = {
     *("__init__", "__main__", "_version", "cli", "errors", "events", "_settings", "_log_output"),
     *("_event_log", "_lifecycle", "_stdin_queue", "_retained_total", "_event_order", "_recovery"),
     *("_child_environment", "_environment_info", "_inherited", "_posix_spawn", "_keeper"),
-    *("_cgroup", "_process_tag", "_limit_groups", "_limits", "_usage"),
+    *("_cgroup", "_process_tag", "_limit_groups", "_limits", "_usage", "_spawn_gate"),
     *("_http_door", "_websocket", "_listen_address", "_peer_user"),
 }
 """Modules of `tsupervise` that decide or compute, and never wait in the loop."""

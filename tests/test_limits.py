@@ -14,6 +14,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,9 @@ async def need(peer: Peer, *names: str) -> None:
             pytest.skip(f"{name} cannot be enforced here")
 
 
-async def start_waiting(peer: Peer, process_id: str, code: str, *arguments: str, **fields: Any) -> int:
-    """Start a Python program that begins when its limits hold, which is when its start has been answered."""
-    argv = [sys.executable, "-c", f"input()\n{code}", *arguments]
-    (await peer.start(process_id, *argv, pipeStdin=True, **fields)).ok()
-    (await peer.write(process_id, b"\n", "w")).ok()
+async def start_python(peer: Peer, process_id: str, code: str, *arguments: str, **fields: Any) -> int:
+    """Start a Python program; returns its pid."""
+    (await peer.start(process_id, sys.executable, "-c", code, *arguments, **fields)).ok()
     rows = (await peer.request("process/list")).ok()["processes"]
     return next(row["pid"] for row in rows if row["processId"] == process_id)
 
@@ -76,7 +75,7 @@ async def test_a_process_that_takes_too_much_memory_is_killed_for_it(daemon: Dae
     async with connect(daemon.url) as peer:
         await need(peer, "memoryBytes")
         (await peer.start("other", "sleep", "600")).ok()
-        await start_waiting(peer, "hog", hog, limits={"memoryBytes": 64 * MIB})
+        await start_python(peer, "hog", hog, limits={"memoryBytes": 64 * MIB})
         exited = await peer.until_exited("hog")
         assert (exited["exitCode"], exited["termSignal"], exited["reason"]) == (137, 9, "oom")
         await assert_unharmed(peer)
@@ -97,7 +96,7 @@ sys.exit(os.WTERMSIG(status) if os.WIFSIGNALED(status) else 100)
 """
     async with connect(daemon.url) as peer:
         await need(peer, "memoryBytes")
-        await start_waiting(peer, "p", parent, limits={"memoryBytes": 96 * MIB})
+        await start_python(peer, "p", parent, limits={"memoryBytes": 96 * MIB})
         exited = await peer.until_exited("p")
         assert (exited["exitCode"], exited["reason"]) == (9, "oom")
         assert "termSignal" not in exited
@@ -123,7 +122,7 @@ time.sleep(600)
 """
     async with connect(daemon.url) as peer:
         await need(peer, "pids")
-        await start_waiting(peer, "loop", loop, marker, limits={"pids": 8})
+        await start_python(peer, "loop", loop, marker, limits={"pids": 8})
         assert await peer.until_output("loop", b"\n") == b"7 11\n"
         assert len(marked(marker)) == 8
         await assert_unharmed(peer)
@@ -150,7 +149,7 @@ async def test_busy_loops_use_no_more_cpu_time_than_their_quota(daemon: Daemon) 
     loops = "import os\nos.fork()\nwhile True: pass"
     async with connect(daemon.url) as peer:
         await need(peer, "cpuQuota")
-        pid = await start_waiting(peer, "p", loops, limits={"cpuQuota": quota})
+        pid = await start_python(peer, "p", loops, limits={"cpuQuota": quota})
         await until(lambda: counters(pid, "cpu.stat")["nr_throttled"] >= 5)
         used_s = sum(map(cpu_seconds, family(pid)))
         allowed_s = (counters(pid, "cpu.stat")["nr_periods"] + 1) * quota * PERIOD_US / 1e6
@@ -209,7 +208,7 @@ own = [resource.getrlimit(resource.RLIMIT_NOFILE), resource.getrlimit(resource.R
 print(json.dumps([*own, os.getpriority(os.PRIO_PROCESS, 0), umask]), flush=True)
 os.umask(umask)
 if len(sys.argv) == 1:
-    os.execv(sys.executable, [sys.executable, "-c", "input()\\n" + TELL, "again"])
+    os.execv(sys.executable, [sys.executable, "-c", TELL, "again"])
 """
 
 
@@ -220,23 +219,41 @@ def own_limits(pid: int) -> tuple[str, str, int]:
 
 @pytest.mark.case(164)
 async def test_resource_limits_nice_and_umask_hold_and_are_inherited(daemon: Daemon) -> None:
-    """From the answer to the start on, for it and what it starts; the daemon and its other children keep theirs."""
+    """For it and for what it starts; the daemon and its other children keep their own."""
     tell = f"TELL = {TELL!r}\nexec(TELL)"
     told = b"[[40, 40], [4096, 4096], 7, 63]\n"
     server = listening_pid(daemon)
     before = own_limits(server)
     limits = {"nofile": 40, "coreBytes": 4096, "nice": 7, "umask": 0o077}
     async with connect(daemon.url) as peer:
-        await start_waiting(peer, "p", tell, limits=limits)
-        await peer.until_output("p", told)
-        (await peer.write("p", b"\n", "second")).ok()
+        await start_python(peer, "p", tell, limits=limits)
         await peer.until_closed("p")
         assert peer.output("p") == told * 2
         assert own_limits(server) == before
-        await start_waiting(peer, "q", tell)
-        first = json.loads(await peer.until_output("q", b"\n"))
-        assert first[2:] == [before[2], int(before[1], 8)]
-        (await peer.terminate("q")).ok()
+        await start_python(peer, "q", tell)
+        await peer.until_closed("q")
+        assert json.loads(peer.output("q").splitlines()[0])[2:] == [before[2], int(before[1], 8)]
+
+
+@pytest.mark.case(164)
+@pytest.mark.parametrize("tty", [False, True], ids=["pipes", "terminal"])
+async def test_limits_hold_from_the_first_instruction_on(daemon: Daemon, tty: bool) -> None:
+    """A program that is over at once was bounded nonetheless, every time, on a machine that is busy."""
+    limits = {"nofile": 40, "nice": 7, "umask": 0o077}
+    async with connect(daemon.url) as peer:
+        capabilities = (await peer.request("environment/info")).ok()["capabilities"]
+        grouped = capabilities.get(LIMIT_CAPABILITIES["pids"], False)
+        if grouped:
+            limits |= ALL_GROUPS
+        (await peer.start("busy", "sh", "-c", "while :; do :; done & while :; do :; done")).ok()
+        for number in range(20):
+            body = "ulimit -n; nice; umask; grep -c '.limits/' /proc/self/cgroup"
+            fields = {"tty": tty, "limits": limits}
+            _, told = await peer.run(f"p{number}", "sh", "-c", body, **fields)
+            own, nice, umask, groups = told.split()
+            assert (own, nice, umask) == (b"40", b"7", b"0077")
+            assert (groups != b"0") == grouped
+        (await peer.terminate("busy")).ok()
 
 
 # --- refusals --------------------------------------------------------------------------------------------
@@ -247,7 +264,7 @@ WRONG: dict[str, Mapping[str, Any]] = {
     "pids must be from 1 to": {"limits": {"pids": 0}},
     "$.limits.pids": {"limits": {"pids": True}},
     "cpuQuota must be from 0.01": {"limits": {"cpuQuota": 0}},
-    "nofile must be from 1 to": {"limits": {"nofile": -1}},
+    "nofile must be from 3 to": {"limits": {"nofile": -1}},
     "coreBytes must be from 0 to": {"limits": {"coreBytes": 1 << 63}},
     "nice must be from -20 to 19": {"limits": {"nice": 20}},
     "umask must be from 0 to 511": {"limits": {"umask": 0o1000}},
@@ -313,7 +330,8 @@ async def test_an_ordinary_user_has_the_limits_that_need_no_rights(ordinary_daem
         assert capabilities["tsuperviseLimits"]
         assert {name for name, key in LIMIT_CAPABILITIES.items() if capabilities.get(key)} == held
         limits = {"nofile": 40, "coreBytes": 0, "nice": 7, "umask": 0o077}
-        await start_waiting(peer, "p", f"TELL = {TELL!r}\nexec(TELL)", limits=limits, timeoutMs=2000)
+        code = f"{TELL}\nimport time\ntime.sleep(600)"
+        await start_python(peer, "p", code, "once", limits=limits, timeoutMs=1000)
         assert await peer.until_output("p", b"\n") == b"[[40, 40], [0, 0], 7, 63]\n"
         assert (await peer.until_exited("p"))["reason"] == "timeout"
 
@@ -381,7 +399,10 @@ async def test_the_reason_says_why_a_process_ended(daemon: Daemon) -> None:
             await peer.until_closed(process_id)
         rows = (await peer.request("process/list")).ok()["processes"]
         assert {row["processId"]: row["reason"] for row in rows} == {
-            **{"exit": "exit", "signal": "signal", "terminated": "terminated", "late": "exit"}
+            "exit": "exit",
+            "signal": "signal",
+            "terminated": "terminated",
+            "late": "exit",
         }
         (await peer.start("running", "sleep", "600")).ok()
         read = (await peer.process_read("running")).ok()
@@ -401,32 +422,38 @@ def groups_of(folders: list[str]) -> list[str]:
     ]
 
 
+def gone(paths: list[str]) -> bool:
+    return not any(map(os.path.exists, paths))
+
+
+def members_of(group: str) -> set[int]:
+    return {int(pid) for pid in Path(group, "cgroup.procs").read_text().split()}
+
+
 def groups_in(folder: str) -> list[Path]:
     return [path for path in Path(folder).iterdir() if path.is_dir()]
 
 
 @pytest.mark.case(168)
 async def test_the_groups_of_limits_go_with_the_last_that_lives_in_them(daemon: Daemon) -> None:
-    """At the close if nothing is left, else at the end of the session, which kills what is left."""
+    """With the process if nothing else is left, else with what it has left, which the end of the session kills."""
     marker = new_marker()
     folders = folders_of(listening_pid(daemon))
     async with connect(daemon.url) as peer:
         await need(peer, *ALL_GROUPS)
         before = groups_of(folders)
         assert await peer.run("short", "true", limits=ALL_GROUPS) == (0, b"")
-        assert groups_of(folders) == before
         answer = await peer.start("bad", "/no/such/program", limits=ALL_GROUPS)
         assert answer.error is not None
-        assert groups_of(folders) == before
+        await until(lambda: groups_of(folders) == before)
         body = f"setsid sleep {marker} >/dev/null 2>&1 & echo up"
         assert await peer.run("long", "sh", "-c", body, limits=ALL_GROUPS) == (0, b"up\n")
         left = {*groups_of(folders)} - {*before}
         assert left
-        for group in left:
-            assert [int(pid) for pid in Path(group, "cgroup.procs").read_text().split()] == [*marked(marker)]
+        assert [members_of(group) for group in left] == [marked(marker)] * len(left)
         (await peer.request("session/end", {})).ok()
         assert not marked(marker)
-        assert groups_of(folders) == before
+        await until(lambda: groups_of(folders) == before)
 
 
 @pytest.mark.case(168)
@@ -447,13 +474,14 @@ async def test_a_killed_daemon_leaves_no_groups_of_limits() -> None:
                         daemon.process.send_signal(number)
                 os.kill(server, signal.SIGKILL)
             daemon.process.wait(10)
+            await until(partial(gone, [f"/proc/{server}"]))
             if also_keeper:
                 for pid in marked(marker):
                     os.kill(pid, signal.SIGKILL)
                 await until(lambda: not marked(marker))
                 with running(start_daemon()):
                     pass
-            assert not [folder for folder in folders if os.path.exists(folder)]
+            assert gone(folders)
         finally:
             daemon.stop()
 

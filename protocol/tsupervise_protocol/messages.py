@@ -110,13 +110,13 @@ LIMIT_RANGES: dict[str, tuple[float, float]] = {
     "memoryBytes": (1 << 20, (1 << 63) - 1),
     "pids": (1, 1 << 22),
     "cpuQuota": (0.01, 8192),
-    "nofile": (1, 1 << 30),
+    "nofile": (3, 1 << 30),
     "coreBytes": (0, (1 << 63) - 1),
     "nice": (-20, 19),
     "umask": (0, 0o777),
 }
 """Each member of `Limits`, with its lowest and its highest value: those that Linux takes. Below 1 MiB of memory no
-program starts, and 1 ms in each 100 ms is the least share of a CPU that can be enforced."""
+program starts, 1 ms in each 100 ms is the least share of a CPU that can be enforced, three files are open."""
 
 
 class Limits(Message, frozen=True):

@@ -109,6 +109,10 @@ class Enclosure:
         """Whether anything in here lives. It looks at all processes: not for every day."""
         return self._containment.has_members(self.tag)
 
+    def is_leader(self, pid: int) -> bool:
+        """Whether a child that has just been started is the process of this enclosure."""
+        return not self._containment.owns_process or tag_of(pid) == self.tag
+
 
 @dataclass(slots=True, eq=False)
 class _Sweep:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import os
 import resource
-import signal
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 
 from tsupervise_protocol.errors import ErrorCode, RpcError
@@ -20,9 +20,13 @@ from tsupervise_protocol.messages import LIMIT_CAPABILITIES, Limits
 
 from ._cgroup import Leaf
 from ._limit_groups import Controller, Group, LimitGroups
-from ._process_tag import children_of, state_and_parent
+from ._posix_spawn import SpawnPlan
+from ._spawn_gate import start_through_gate
 
 _CONTROLLER_OF: dict[str, Controller] = {"memoryBytes": "memory", "pids": "pids", "cpuQuota": "cpu"}
+
+LEAVE_S = 0.2
+"""How long the groups of processes that have just been reaped may be in use still: the kernel leaves them late."""
 
 _numbers = count(1)
 """Names of groups. Of this whole process: a program may have several supervisors."""
@@ -31,9 +35,7 @@ _numbers = count(1)
 class Restraint:
     """The limits of one process, made before its start by `Limiter.restrain`.
 
-    The process is stopped as soon as we know that it is there, and goes on when everything holds. That is, as a
-    rule, before it has loaded its libraries; on a busy machine it may have run for some milliseconds. What it has
-    forked meanwhile is bounded as well, the memory that it has taken meanwhile is not counted.
+    Its program is bounded from the first instruction on.
     """
 
     def __init__(self, limits: Limits, group: Group | None) -> None:
@@ -55,56 +57,52 @@ class Restraint:
         """The control group that holds the process in version 2, if its limits need one there."""
         return self._group.leaf if self._group is not None else None
 
-    @contextmanager
-    def around_spawn(self) -> Generator[None]:
-        """A process that is started within has its umask. So has, meanwhile, every thread of this program."""
-        if self._umask is None:
-            yield
-            return
-        before = os.umask(self._umask)
-        try:
-            yield
-        finally:
-            os.umask(before)
+    def start(
+        self, start: Callable[[SpawnPlan], int], is_ours: Callable[[int], bool], plan: SpawnPlan
+    ) -> int:
+        """Start the process, bounded; returns its pid.
 
-    def hold(self, pid: int) -> None:
-        """Stop the process that was just started; `impose` follows, with no await between."""
-        if self._is_imposed_later:
-            with suppress(OSError):  # it has become another user's: then it is bounded while it runs
-                os.kill(pid, signal.SIGSTOP)
-
-    def impose(self, pid: int) -> None:
-        """Bound the process and what it has forked, and let it go on.
+        Args:
+            start: the system's way of starting a child.
+            is_ours: whether a new child is this one, called in another thread.
+            plan: what the child is to be.
 
         Raises:
-            OSError: the system does not let us. The process is still stopped, and must be killed.
+            OSError: from `start`.
+            RpcError: INVALID_PARAMS, the system does not let us bound it, so it was not started.
         """
-        if not self._is_imposed_later:
-            return
-        bounded: set[int] = set()
-        # Once a process is bounded, so is all that it forks: this comes to an end.
-        while found := [member for member in _family(pid) if member not in bounded]:
-            for member in found:
-                self._impose_on(member)
-            bounded.update(found)
-        with suppress(OSError):
-            os.kill(pid, signal.SIGCONT)
+        mask = _Umask(self._umask)
+        refusals: list[OSError] = []
 
-    @property
-    def _is_imposed_later(self) -> bool:
-        return self._group is not None or self._nice is not None or bool(self._resources)
+        def treat(pid: int) -> None:
+            # The child has its own by now. Ours is that of all threads here: not a moment longer than it takes.
+            mask.restore()
+            try:
+                self._impose_on(pid)
+            except OSError as error:
+                refusals.append(error)
+                raise
+
+        def start_waiting(gate: bytes) -> int:
+            mask.set()
+            return start(replace(plan, gate=gate))
+
+        try:
+            return start_through_gate(start_waiting, is_ours, treat)
+        except OSError as error:
+            if error in refusals:
+                raise _refusal("they", f"the system says {error.strerror} (os error {error.errno})") from None
+            raise
+        finally:
+            mask.restore()
 
     def _impose_on(self, pid: int) -> None:
-        try:
-            if self._group is not None:
-                self._group.join(pid)
-            for which, value in self._resources:
-                resource.prlimit(pid, which, (value, value))
-            if self._nice is not None:
-                os.setpriority(os.PRIO_PROCESS, pid, self._nice)
-        except OSError:
-            if state_and_parent(pid)[0] not in "ZX":
-                raise
+        if self._group is not None:
+            self._group.join(pid)
+        for which, value in self._resources:
+            resource.prlimit(pid, which, (value, value))
+        if self._nice is not None:
+            os.setpriority(os.PRIO_PROCESS, pid, self._nice)
 
     @property
     def oom_kills(self) -> int:
@@ -114,7 +112,7 @@ class Restraint:
     def release(self) -> bool:
         """The process is over: remove its control groups, and return whether they are gone.
 
-        They stay as long as anything lives in them.
+        They stay as long as anything lives in them, and for the moment that the kernel needs to leave them.
         """
         self.is_over = True
         return self._group is None or self._group.remove()
@@ -185,9 +183,14 @@ class Limiter:
         self._restraints = [one for one in self._restraints if not (one.is_over and one.release())]
 
     def close(self) -> None:
-        """Remove all control groups in which nothing lives."""
+        """Remove all control groups in which nothing lives. It takes LEAVE_S at most."""
         for restraint in self._restraints:
-            restraint.release()
+            restraint.is_over = True
+        gives_up_at = time.monotonic() + LEAVE_S
+        self.remove_empty()
+        while self._restraints and time.monotonic() < gives_up_at:
+            time.sleep(LEAVE_S / 50)
+            self.remove_empty()
         self._groups.close()
 
 
@@ -218,8 +221,18 @@ def _refusal(names: str, reason: str) -> RpcError:
     return RpcError(ErrorCode.INVALID_PARAMS, f"limits: {names} cannot be enforced here: {reason}")
 
 
-def _family(pid: int) -> Iterator[int]:
-    """A process and all of its descendants."""
-    yield pid
-    for child in children_of(pid):
-        yield from _family(child)
+class _Umask:
+    """The umask of this whole program, changed for a moment."""
+
+    def __init__(self, value: int | None) -> None:
+        self._value = value
+        self._before: int | None = None
+
+    def set(self) -> None:
+        if self._value is not None:
+            self._before = os.umask(self._value)
+
+    def restore(self) -> None:
+        if self._before is not None:
+            os.umask(self._before)
+            self._before = None

@@ -15,8 +15,9 @@ import signal
 import struct
 import termios
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import trio
 
@@ -26,7 +27,6 @@ from tsupervise_protocol.messages import Stream, Usage
 from ._containment import Enclosure
 from ._fd import Fd
 from ._fork_spawn import LACKS, fork_spawn
-from ._limits import Restraint
 from ._posix_spawn import AVAILABLE, SpawnPlan, posix_spawn
 from ._usage import usage_of
 
@@ -260,7 +260,8 @@ def spawn(
         RpcError: INTERNAL_ERROR, with the text of the operating system, `(os error N)` and what to do;
             INVALID_PARAMS, the limits of the enclosure cannot be enforced.
     """
-    restraint = enclosure.restraint
+    if enclosure.restraint is not None:
+        start = partial(enclosure.restraint.start, start, enclosure.is_leader)
     try:
         argv = [_encode(request.argv[0] if request.arg0 is None else request.arg0)]
         argv += [_encode(argument) for argument in request.argv[1:]]
@@ -285,34 +286,18 @@ def spawn(
         with _opening("a process"):
             spare = os.pidfd_open(os.getpid())
         try:
-            with enclosure.around_spawn(), nullcontext() if restraint is None else restraint.around_spawn():
+            with enclosure.around_spawn():
                 child.pid = _spawn_first_found(start, program, request, plan)
         except OSError as error:
             raise _spawn_error(error, f"cannot start {request.argv[0]!r}: {_advice(error)}") from None
         finally:
             os.close(spare)
-        if restraint is not None:
-            restraint.hold(child.pid)
         child.pidfd = os.pidfd_open(child.pid)
         child.group.pgid = child.pid
         child.rss_floor = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         enclosure.started(child.pid)
-        if restraint is not None:
-            _impose(restraint, child)
         on_failure.pop_all()
         return child
-
-
-def _impose(restraint: Restraint, child: Child) -> None:
-    try:
-        restraint.impose(child.pid)
-    except OSError as error:
-        # Without its limits it must not run. What is stopped, or has just started, dies at once.
-        child.kill()
-        child.reap()
-        os.close(child.pidfd)
-        text = f"limits cannot be enforced: {error.strerror} (os error {error.errno})"
-        raise RpcError(ErrorCode.INVALID_PARAMS, text) from None
 
 
 def _encode(text: str) -> bytes:
@@ -444,4 +429,4 @@ def _spawn_first_found(
 
 
 def _at(plan: SpawnPlan, path: bytes) -> SpawnPlan:
-    return SpawnPlan(path, plan.argv, plan.env, plan.cwd, plan.stdio, plan.terminal)
+    return replace(plan, path=path)

@@ -210,6 +210,7 @@ async def open_supervisor_core(
     settings: Settings | None = None,
     spawner: Spawner = spawn,
     containment: Containment | None = None,
+    limiter: Limiter | None = None,
     *,
     outlast_cancel: bool = False,
 ) -> AsyncGenerator[Supervisor]:
@@ -219,12 +220,13 @@ async def open_supervisor_core(
         settings: times and bounds; the daemon's defaults if None.
         spawner: starts children.
         containment: how their descendants are found; None for what can be done inside another program.
+        limiter: how they are bounded; None for what this process can do.
         outlast_cancel: whether the sessions go on until the block ends even if it is cancelled from outside,
             so that a client in the block can end its processes in order.
     """
     if containment is None:
         containment = Containment(owns_process=False, subtree=open_subtree())
-    limiter = Limiter()
+    limiter = limiter or Limiter()
     try:
         # Children of this nursery: the sessions.
         async with open_background(outlast_cancel=outlast_cancel) as nursery:

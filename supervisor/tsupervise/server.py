@@ -18,6 +18,7 @@ from ._connection import Connection
 from ._containment import Containment
 from ._http_door import HttpDoor, Respond, Upgrade
 from ._inherited import heeded
+from ._limits import Limiter
 from ._listen_address import ListenAddress, TcpAddress
 from ._peer_user import peer_uid
 from ._settings import Settings
@@ -36,7 +37,8 @@ BACKLOG = 1024
 """Connections that the kernel accepts for us while we are busy."""
 
 REAP_S = 0.5
-"""Seconds between looks at dead orphans. Not by SIGCHLD: that would wake the loop for every child that ends."""
+"""Seconds between looks at dead orphans and empty control groups. Not by SIGCHLD: that would wake the loop for
+every child that ends."""
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -87,8 +89,11 @@ async def _serve(options: ServerOptions) -> int:
             listener = None if options.listen == "stdio" else await _listen(options.listen)
             with serving:
                 containment = Containment(owns_process=True, subtree=open_subtree())
-                watches.start_soon(_reap_orphans, containment)
-                async with open_supervisor_core(options.settings, containment=containment) as supervisor:
+                limiter = Limiter()
+                watches.start_soon(_clear_away, containment, limiter)
+                async with open_supervisor_core(
+                    options.settings, containment=containment, limiter=limiter
+                ) as supervisor:
                     watches.start_soon(_stop_on_signal, signals, serving, supervisor)
                     if listener is None:
                         code = await _serve_stdio(supervisor)
@@ -109,11 +114,15 @@ async def _stop_on_signal(
         serving.cancel()
 
 
-async def _reap_orphans(containment: Containment) -> None:
-    """Whoever daemonises below us becomes our child; when it has died, somebody must take it away."""
+async def _clear_away(containment: Containment, limiter: Limiter) -> None:
+    """Whoever daemonises below us becomes our child; when it has died, somebody must take it away.
+
+    So it is with the control group of its limits.
+    """
     while True:
         await trio.sleep(REAP_S)
         containment.reap_orphans()
+        limiter.remove_empty()
 
 
 async def _stop_on_stdin_end(serving: trio.CancelScope) -> None:
