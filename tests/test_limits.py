@@ -502,8 +502,11 @@ async def test_the_client_limits_a_process_and_tells_how_it_ended(daemon: Daemon
         (exited,) = [event for event in events if isinstance(event, tsupervise.Exited)]
         assert (exited.exit_code, exited.reason) == (137, "timeout")
         assert isinstance(exited.usage, Usage)
-        observed = [event async for event in (await client.attach(process.uid or "")).events()]
-        assert [event for event in observed if isinstance(event, tsupervise.Exited)] == [exited]
+        async with tsupervise.connect(daemon.url) as other:
+            for follower in (client, other):
+                handle = await follower.attach(process.uid or "")
+                followed = [event async for event in handle.events()]
+                assert [event for event in followed if isinstance(event, tsupervise.Exited)] == [exited]
         with pytest.raises(tsupervise.ServerRefused, match="nofile cannot be enforced"):
             await client.start(["true"], limits=Limits(nofile=1 << 30))
         with pytest.raises(ValueError, match="above 0"):
