@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from procfs import status_field
 from tsupervise._fork_spawn import fork_spawn
 from tsupervise._posix_spawn import AVAILABLE, SpawnPlan, posix_spawn
-from tsupervise._spawn_gate import start_through_gate
+from tsupervise._spawn_gate import NoGate, start_through_gate
 
 waits = pytest.mark.skipif(not AVAILABLE, reason="the C library's posix_spawn has no such thing")
 
@@ -31,6 +34,13 @@ def starter(*argv: str, null: int) -> Callable[[bytes], int]:
         return posix_spawn(SpawnPlan(arguments[0], arguments, [], b"/", (null, null, null), gate=gate))
 
     return start
+
+
+def wait_at_gate(pid: int) -> None:
+    """Return when a child sleeps in the kernel; it must be a copy of this program still, and not its own."""
+    while (state := status_field(pid, "State")[0]) not in "SD":
+        assert state == "R"
+    assert os.readlink(f"/proc/{pid}/exe") == os.readlink("/proc/self/exe")
 
 
 def exit_code(pid: int) -> int:
@@ -53,9 +63,7 @@ def test_the_program_begins_when_its_child_has_been_treated(tmp_path: Path, null
 
     def treat(pid: int) -> None:
         assert os.getsid(pid) == pid
-        # It is at the gate, or on its way there: what it is does not change any more.
-        for _ in range(100):
-            assert os.readlink(f"/proc/{pid}/exe") == os.readlink("/proc/self/exe")
+        wait_at_gate(pid)
         seen.append((pid, ran.exists()))
 
     pid = start_through_gate(starter("/bin/touch", str(ran), null=null), lambda pid: True, treat)
@@ -72,6 +80,7 @@ def test_a_child_that_cannot_be_treated_never_begins(tmp_path: Path, null: int) 
 
     def treat(pid: int) -> None:
         children.append(pid)
+        wait_at_gate(pid)
         raise PermissionError(1, "no")
 
     with pytest.raises(PermissionError, match="no"):
@@ -86,14 +95,18 @@ def test_other_children_are_let_alone(null: int) -> None:
     stranger = os.posix_spawn("/bin/sleep", ["sleep", "600"], {}, setsid=True)
     treated: list[int] = []
     late: list[int] = []
+    all_known = threading.Event()
     start = starter("/bin/true", null=null)
 
     def start_two(gate: bytes) -> int:
         late.append(os.posix_spawn("/bin/sleep", ["sleep", "600"], {}, setsid=True))
+        all_known.set()
         return start(gate)
 
     try:
-        pid = start_through_gate(start_two, lambda pid: pid not in late, treated.append)
+        pid = start_through_gate(
+            start_two, lambda pid: all_known.is_set() and pid not in late, treated.append
+        )
         assert treated == [pid]
         assert exit_code(pid) == 0
     finally:
@@ -130,3 +143,14 @@ def test_without_a_gate_the_child_is_treated_all_the_same(null: int) -> None:
     assert treated == [pid]
     os.kill(pid, signal.SIGKILL)
     assert exit_code(pid) == -signal.SIGKILL
+
+
+def test_where_there_can_be_no_gate_nothing_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, null: int
+) -> None:
+    """Without a folder for it, the reason is raised."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    start = starter("/bin/touch", str(tmp_path / "ran"), null=null)
+    with pytest.raises(NoGate, match="TMPDIR"):
+        start_through_gate(start, lambda pid: True, lambda pid: None)
+    assert not (tmp_path / "ran").exists()

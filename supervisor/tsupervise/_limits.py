@@ -21,7 +21,7 @@ from tsupervise_protocol.messages import LIMIT_CAPABILITIES, Limits
 from ._cgroup import Leaf
 from ._limit_groups import Controller, Group, LimitGroups
 from ._posix_spawn import SpawnPlan
-from ._spawn_gate import start_through_gate
+from ._spawn_gate import NoGate, start_through_gate
 
 _CONTROLLER_OF: dict[str, Controller] = {"memoryBytes": "memory", "pids": "pids", "cpuQuota": "cpu"}
 
@@ -89,6 +89,8 @@ class Restraint:
 
         try:
             return start_through_gate(start_waiting, is_ours, treat)
+        except NoGate as error:
+            raise _refusal("they", str(error)) from None
         except OSError as error:
             if error in refusals:
                 raise _refusal("they", f"the system says {error.strerror} (os error {error.errno})") from None

@@ -32,12 +32,19 @@ def start_through_gate(
 
     Raises:
         OSError: from `start` or `treat`.
+        NoGate: nothing was started.
     """
-    folder = tempfile.mkdtemp(prefix="tsupervise-")
+    try:
+        folder = tempfile.mkdtemp(prefix="tsupervise-")
+    except OSError as error:
+        raise NoGate(f"no temporary folder can be made ({error}); set TMPDIR") from None
     path = f"{folder}/gate"
     try:
-        os.mkfifo(path, 0o600)
-        keeper = _GateKeeper(path, threading.get_native_id(), is_ours, treat)
+        try:
+            os.mkfifo(path, 0o600)
+            keeper = _GateKeeper(path, threading.get_native_id(), is_ours, treat)
+        except OSError as error:
+            raise NoGate(str(error)) from None
         keeper.start()
         try:
             pid = start(os.fsencode(path))
@@ -55,6 +62,10 @@ def start_through_gate(
         with suppress(FileNotFoundError):
             os.unlink(path)
         os.rmdir(folder)
+
+
+class NoGate(Exception):
+    """There can be no gate here: no folder for it, or a kernel that does not tell who is whose child."""
 
 
 class _GateKeeper(threading.Thread):

@@ -50,7 +50,7 @@ def usage_of(pidfd: int, rss_floor: int) -> Usage | None:
     Returns:
         None if it cannot be told: it has been reaped by somebody else, or on a machine that we do not know.
     """
-    if _number is None:
+    if _number is None or ctypes.sizeof(ctypes.c_void_p) != 8:
         return None
     usage = _Rusage()
     siginfo = ctypes.create_string_buffer(_SIGINFO_BYTES)
