@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -83,8 +85,15 @@ def test_a_child_that_cannot_be_treated_never_begins(tmp_path: Path, null: int) 
         wait_at_gate(pid)
         raise PermissionError(1, "no")
 
+    touch = starter("/bin/touch", str(ran), null=null)
+
+    def start(gate: bytes) -> int:
+        pid = touch(gate)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # if it did begin, it has done its work
+        return pid
+
     with pytest.raises(PermissionError, match="no"):
-        start_through_gate(starter("/bin/touch", str(ran), null=null), lambda pid: True, treat)
+        start_through_gate(start, lambda pid: True, treat)
     assert not ran.exists()
     assert [is_reaped(pid) for pid in children] == [True]
 
@@ -154,3 +163,30 @@ def test_where_there_can_be_no_gate_nothing_is_started(
     with pytest.raises(NoGate, match="TMPDIR"):
         start_through_gate(start, lambda pid: True, lambda pid: None)
     assert not (tmp_path / "ran").exists()
+
+
+@waits
+def test_without_a_free_descriptor_nobody_waits_for_ever(null: int) -> None:
+    """The gate opens even then; what the treatment needs is its own affair."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    start = starter("/bin/true", null=null)
+    taken: list[int] = []
+
+    def start_without_room(gate: bytes) -> int:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        with suppress(OSError):
+            while True:
+                taken.append(os.dup(null))
+        return start(gate)
+
+    def treat(pid: int) -> None:
+        with pytest.raises(OSError, match="Too many open files"):
+            os.dup(null)
+
+    try:
+        pid = start_through_gate(start_without_room, lambda pid: True, treat)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in taken:
+            os.close(fd)
+    assert exit_code(pid) == 0

@@ -42,16 +42,23 @@ def start_through_gate(
     try:
         try:
             os.mkfifo(path, 0o600)
-            keeper = _GateKeeper(path, threading.get_native_id(), is_ours, treat)
+            children = os.open(
+                f"/proc/self/task/{threading.get_native_id()}/children", os.O_RDONLY | os.O_CLOEXEC
+            )
         except OSError as error:
             raise NoGate(str(error)) from None
-        keeper.start()
+        keeper = _GateKeeper(path, children, is_ours, treat)
+        try:
+            keeper.start()
+        except RuntimeError as error:
+            os.close(children)
+            raise NoGate(str(error)) from None
         try:
             pid = start(os.fsencode(path))
         finally:
             keeper.over.set()
             keeper.join()
-        if keeper.treated != pid and keeper.failure is None:
+        if keeper.treated != pid:
             keeper.treat_child(pid)
         if keeper.failure is not None:
             os.kill(pid, signal.SIGKILL)
@@ -65,12 +72,21 @@ def start_through_gate(
 
 
 class NoGate(Exception):
-    """There can be no gate here: no folder for it, or a kernel that does not tell who is whose child."""
+    """There can be no gate now: no folder or thread for it, or a kernel that does not tell who is whose child."""
 
 
 class _GateKeeper(threading.Thread):
+    """The other thread.
+
+    Args:
+        path: the gate.
+        children: a descriptor for the list of the starting thread's children, opened before there is one: looking
+            must not fail, for then nobody would open the gate. It is closed here, to make room for the gate's own.
+        is_ours, treat: see `start_through_gate`.
+    """
+
     def __init__(
-        self, path: str, parent: int, is_ours: Callable[[int], bool], treat: Callable[[int], None]
+        self, path: str, children: int, is_ours: Callable[[int], bool], treat: Callable[[int], None]
     ) -> None:
         super().__init__(name="tsupervise gate", daemon=True)
         self.over = threading.Event()
@@ -78,13 +94,12 @@ class _GateKeeper(threading.Thread):
         self.treated = 0
         self.failure: Exception | None = None
         self._path = path
-        self._parent = parent
         self._is_ours = is_ours
         self._treat = treat
+        self._children_file = children
         self._known = self._children()
 
     def run(self) -> None:
-        gate = -1
         try:
             while not self.treated and not self.over.is_set():
                 for pid in self._children() - self._known:
@@ -95,13 +110,20 @@ class _GateKeeper(threading.Thread):
                             break
                 else:
                     time.sleep(LOOK_S)
-        except Exception as error:
-            self.failure = error
         finally:
-            # Whatever has happened: who is at the gate, or comes to it later, must get through.
-            gate = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            self.over.wait()
-            os.close(gate)
+            # Whatever has happened: who is at the gate must get through.
+            os.close(self._children_file)
+            self._open_gate()
+
+    def _open_gate(self) -> None:
+        gate = -1
+        while gate == -1:
+            try:
+                gate = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            except OSError:  # another thread has taken the room
+                time.sleep(LOOK_S)
+        self.over.wait()
+        os.close(gate)
 
     def treat_child(self, pid: int) -> None:
         self.treated = pid
@@ -113,5 +135,8 @@ class _GateKeeper(threading.Thread):
                 os.kill(pid, signal.SIGKILL)
 
     def _children(self) -> set[int]:
-        with open(f"/proc/self/task/{self._parent}/children", "rb") as file:
-            return {int(pid) for pid in file.read().split()}
+        data, offset = b"", 0
+        while part := os.pread(self._children_file, 1 << 16, offset):
+            data += part
+            offset += len(part)
+        return {int(pid) for pid in data.split()}
