@@ -62,7 +62,7 @@ def test_every_event_takes_one_number() -> None:
     log = EventLog()
     assert log.next_seq == log.first_retained_seq == 1
     assert log.append("stdout", b"a") == Chunk(1, "stdout", b"a")
-    assert log.record_exit(137, 9) == (2, 137, 9)
+    assert log.record_exit(137, 9) == (2, 137, 9, None, None)
     assert log.append("stderr", b"late") == Chunk(3, "stderr", b"late")
     assert log.record_close() == (4,)
     assert (log.last_seq, log.next_seq, log.output_bytes) == (4, 5, 5)

@@ -20,9 +20,10 @@ ROOMS = {
     # For everything above.
     "shared": "_version completed errors events _background _channel _inherited _tracing",
     # Each may import what stands before it.
-    "core": """_process_tag _cgroup _containment _spill_index _event_log _lifecycle _stdin_queue _retained_total
-        _settings _fd _posix_spawn _fork_spawn _child_environment _environment_info _outbox _metrics _audit_log
-        _spawn _hole_punch _spill_file _spill _process _journal _session _supervisor _handlers _connection""",
+    "core": """_process_tag _cgroup _limit_groups _posix_spawn _spawn_gate _limits _usage _containment _spill_index
+        _event_log _lifecycle _stdin_queue _retained_total _settings _fd _fork_spawn _child_environment
+        _environment_info _outbox _metrics _audit_log _spawn _hole_punch _spill_file _spill _process _journal
+        _session _supervisor _handlers _connection""",
     "doors": """_listen_address _discovery _peer_user _http_door _websocket _socket_stream _websocket_channel
         _stdio_channel _service_manager _shutdown server""",
     "client": """_event_order _recovery _websocket_client _calls _process_streams _process_handle _remote_process
@@ -67,6 +68,7 @@ ONLY_IN = {
             "tsupervise._keeper",
             "tsupervise._hole_punch",
             "tsupervise._containment",
+            "tsupervise._usage",
         )
     },
     "subprocess": {"tsupervise._fork_spawn"},
@@ -81,7 +83,7 @@ WITHOUT_TRIO = {
     *("_spill_index", "_spill_file", "_hole_punch"),
     *("_event_log", "_lifecycle", "_metrics", "_stdin_queue", "_retained_total", "_event_order", "_recovery"),
     *("_child_environment", "_environment_info", "_inherited", "_posix_spawn", "_keeper"),
-    *("_cgroup", "_process_tag"),
+    *("_cgroup", "_process_tag", "_limit_groups", "_limits", "_usage", "_spawn_gate"),
     *("_http_door", "_websocket", "_listen_address", "_peer_user", "_discovery", "_detach_keys", "_table"),
 }
 """Modules of `tsupervise` that decide or compute, and never wait in the loop."""

@@ -126,9 +126,20 @@ async def test_a_daemon_with_everything_on_has_nothing_to_complain_of(tmp_path: 
         manager.bind(str(tmp_path / "notify"))
         env = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "30000"}
         with running(start_daemon("ours", *options, command=command, env=env, stderr=log)) as daemon:
-            await get(daemon, "/metrics")
-            await lead_a_life(daemon)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read_for_ever, manager)
+                await get(daemon, "/metrics")
+                await lead_a_life(daemon)
+                nursery.cancel_scope.cancel()
     assert log.read_text("utf-8") == ""
+
+
+async def read_for_ever(sock: socket.socket) -> None:
+    """Keep a socket from filling up."""
+    sock.setblocking(False)
+    while True:
+        await trio.lowlevel.wait_readable(sock)
+        sock.recv(4096)
 
 
 @pytest.mark.parametrize("form", ["text", "json"])

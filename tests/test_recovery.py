@@ -21,6 +21,7 @@ from tsupervise._recovery import (
 )
 from tsupervise.events import Closed, Event, Exited, Output
 from tsupervise_protocol.errors import MalformedMessage
+from tsupervise_protocol.messages import Usage
 
 CUT = Disconnected("cut")
 
@@ -134,6 +135,14 @@ def all_of(order: EventOrder) -> list[Event]:
     while (event := order.after(len(taken))) is not None:
         taken.append(event)
     return taken
+
+
+def test_an_exit_that_was_missed_says_as_much_as_any_other() -> None:
+    """Usage and reason come with the answer that tells of it."""
+    order = EventOrder()
+    usage = Usage(user_ms=1, system_ms=2)
+    assert order.catch_up(Snapshot([], 2, 137, False, 9, False, usage, "timeout"))
+    assert order.exited == Exited(1, 137, 9, False, usage, "timeout")
 
 
 @pytest.mark.case(110)

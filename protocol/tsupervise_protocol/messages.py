@@ -4,6 +4,7 @@ Members are camelCase on the wire and snake_case here. Unknown members are ignor
 new member is always added with a default. `UNSET` means that the member is left out; `None` is null.
 """
 
+import math
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
@@ -107,6 +108,49 @@ class SandboxRequest(Message, frozen=True):
         return kinds - {UNSET} == {"disabled"}
 
 
+LIMIT_RANGES: dict[str, tuple[float, float]] = {
+    "memoryBytes": (1 << 20, (1 << 63) - 1),
+    "pids": (1, 1 << 22),
+    "cpuQuota": (0.01, 8192),
+    "nofile": (3, 1 << 30),
+    "coreBytes": (0, (1 << 63) - 1),
+    "nice": (-20, 19),
+    "umask": (0, 0o777),
+}
+"""Each member of `Limits`, with its lowest and its highest value: those that Linux takes. Below 1 MiB of memory no
+program starts, 1 ms in each 100 ms is the least share of a CPU that can be enforced, three files are open."""
+
+
+class Limits(Message, frozen=True):
+    """Our own: bounds on a process; None is no bound but the daemon's own.
+
+    Raises:
+        ValueError: a value is out of its range, see `LIMIT_RANGES`.
+    """
+
+    memory_bytes: int | None = None
+    """Of the process and all that comes of it, together; swap included."""
+    pids: int | None = None
+    """Processes and threads at a time, all that comes of the process included."""
+    cpu_quota: float | None = None
+    """CPU time per time, of all together: 0.5 is half of one CPU, 2 is two of them."""
+    nofile: int | None = None
+    """Open files of one process."""
+    core_bytes: int | None = None
+    """Size of a core file."""
+    nice: int | None = None
+    umask: int | None = None
+
+    def __post_init__(self) -> None:
+        values = (
+            *(self.memory_bytes, self.pids, self.cpu_quota),
+            *(self.nofile, self.core_bytes, self.nice, self.umask),
+        )
+        for (name, (low, high)), value in zip(LIMIT_RANGES.items(), values, strict=True):
+            if value is not None and not (math.isfinite(value) and low <= value <= high):
+                raise ValueError(f"{name} must be from {low} to {high}, got {value}")
+
+
 class StartParams(Message, frozen=True):
     process_id: str
     argv: list[str]
@@ -127,6 +171,13 @@ class StartParams(Message, frozen=True):
     shell_snapshot: dict[str, Any] | None = None
     size: PtySize | None = None
     """Our own: the size of the terminal, 24 rows x 80 columns if null."""
+    timeout_ms: U64 | None = None
+    """Our own: how long after its start the process, and all that comes of it, is killed; at least 1."""
+    limits: Limits | None = None
+
+    def __post_init__(self) -> None:
+        if self.timeout_ms is not None and not 1 <= self.timeout_ms < 1 << 64:
+            raise ValueError(f"timeoutMs must be at least 1 and below 2^64, got {self.timeout_ms}")
 
 
 class StartResult(Message, frozen=True):
@@ -156,6 +207,22 @@ class ReadRange(Message, frozen=True):
         ):
             if value is not None and value >= 1 << 64:
                 raise ValueError(f"{name} must be below 2^64, got {value}")
+
+
+ExitReason = Literal["exit", "signal", "timeout", "oom", "terminated"]
+"""Our own: why a process ended. `exit`: of itself; `signal`: a signal that is none of the following; `timeout`: its
+`timeoutMs` was over; `terminated`: by a terminate, or the end of its session; `oom`: it did not succeed, and the
+system had killed it, or something that came of it, because its `memoryBytes` were used up."""
+
+
+class Usage(Message, frozen=True):
+    """Our own: what a process has used, with those of its descendants that were waited for, as of its exit."""
+
+    user_ms: int
+    system_ms: int
+    max_rss_bytes: int | None = None
+    """The most memory that one of them had resident. Null if that was less than what the daemon has had itself:
+    the system starts to count there."""
 
 
 class ReadParams(ReadRange, frozen=True, kw_only=True):
@@ -191,6 +258,10 @@ class ReadResult(Message, frozen=True):
     """Our own: the number of the exit, left out before it."""
     closed_seq: int | UnsetType = UNSET
     """Our own: the number of the close, left out before it."""
+    usage: Usage | UnsetType = UNSET
+    """Our own: left out while the process runs, or if it cannot be told."""
+    reason: ExitReason | UnsetType = UNSET
+    """Our own: as `usage`."""
 
 
 class WriteParams(Message, frozen=True):
@@ -277,6 +348,8 @@ class ProcessEntry(Message, frozen=True):
     """How much of what is retained lies in a file."""
     output_bytes: int = 0
     metadata: dict[str, Any] | None = None
+    usage: Usage | None = None
+    reason: ExitReason | None = None
 
 
 class ListResult(Message, frozen=True):
@@ -400,6 +473,10 @@ class ExitedNotification(Message, frozen=True):
     sandbox_denied: bool | UnsetType = UNSET
     term_signal: int | UnsetType = UNSET
     """Our own: the signal that ended the process, left out if none did."""
+    usage: Usage | UnsetType = UNSET
+    """Our own: left out if it cannot be told."""
+    reason: ExitReason | UnsetType = UNSET
+    """Our own: as `usage`."""
 
 
 class ClosedNotification(Message, frozen=True):
@@ -462,8 +539,12 @@ OWN_CAPABILITIES = (
     "tsuperviseSignals",
     "tsuperviseSessions",
     "tsuperviseOperator",
+    "tsuperviseLimits",
 )
-"""The names under which a server announces the methods that are our own."""
+"""The names under which a server announces the methods and members that are our own."""
+
+LIMIT_CAPABILITIES = {name: f"tsuperviseLimit{name[0].upper()}{name[1:]}" for name in LIMIT_RANGES}
+"""The name under which a server announces that it can enforce a member of `Limits`."""
 
 
 class ErrorBody(Struct, frozen=True, gc=False):

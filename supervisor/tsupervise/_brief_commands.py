@@ -20,7 +20,7 @@ from tsupervise_protocol.messages import (
 from ._at_daemon import FAILED, FAILURES, find_process, report
 from ._exec_command import ExecOptions, environment_of
 from ._observed_process import entry_named
-from ._relay import complain, say
+from ._relay import TIMED_OUT, complain, say
 from ._table import Column, table_text
 from ._terminal import stdout_is_terminal, terminal_size
 from .client import INHERIT_ALL, Client
@@ -145,7 +145,7 @@ async def wait_for(client: Client, name: str, *, as_json: bool) -> int:
     if code < 0:
         await complain("the daemon does not know how it ended")
         return FAILED
-    return code
+    return TIMED_OUT if process.entry.reason == "timeout" else code
 
 
 async def send_signal(client: Client, names: Sequence[str], signal: SignalName, *, as_json: bool) -> int:
@@ -216,6 +216,8 @@ async def start_detached(
         tty=options.tty,
         pipe_stdin=interactive,
         size=terminal_size() if options.tty else None,
+        timeout_s=options.timeout_s,
+        limits=options.limits,
     )
     try:
         # Not before it runs: a start that fails would leave a session behind that nobody ends.

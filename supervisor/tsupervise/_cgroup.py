@@ -71,7 +71,7 @@ class Leaf:
 
     def end(self) -> bool:
         """Kill whatever is in it, and remove it with all groups below it; return whether it is gone."""
-        return _end(self._path)
+        return end_group(self._path)
 
 
 class Subtree:
@@ -92,7 +92,7 @@ class Subtree:
 
     def close(self) -> None:
         """Kill whatever is in it, and remove it as far as it is empty."""
-        _end(self.path)
+        end_group(self.path)
 
 
 def open_subtree() -> Subtree | None:
@@ -107,8 +107,8 @@ def open_subtree() -> Subtree | None:
     try:
         _end_stale(base)
         # A program may have several supervisors.
-        taken = [name for name in os.listdir(base) if is_of(name, os.getpid())]
-        last = max((int(name.rpartition(".")[2]) for name in taken), default=0)
+        taken = [name.rpartition(".")[2] for name in os.listdir(base) if is_of(name, os.getpid())]
+        last = max((int(number) for number in taken if number.isdigit()), default=0)
         path = f"{base}/{name_of(os.getpid())}.{last + 1}"
         os.mkdir(path)
         if not os.access(f"{path}/cgroup.kill", os.W_OK):
@@ -134,7 +134,7 @@ def end_subtrees(prefix: str) -> None:
     with suppress(OSError):
         for entry in os.listdir(base) if prefix else []:
             if entry.partition(".")[0] == name:
-                _end(f"{base}/{entry}")
+                end_group(f"{base}/{entry}")
 
 
 def name_of(pid: int) -> str:
@@ -160,13 +160,13 @@ def is_stale(name: str) -> bool:
 def _end_stale(base: str) -> None:
     stale = [f"{base}/{name}" for name in os.listdir(base) if is_stale(name)]
     until = time.monotonic() + _STALE_S
-    while stale := [path for path in stale if not _end(path)]:
+    while stale := [path for path in stale if not end_group(path)]:
         if time.monotonic() > until:
             break  # the next start will find it
         time.sleep(0.01)
 
 
-def _end(path: str) -> bool:
+def end_group(path: str) -> bool:
     """Kill everything below a control group, and remove it; False if it is not empty yet."""
     with suppress(OSError):
         _write(f"{path}/cgroup.kill", "1")

@@ -23,6 +23,7 @@ from typing import TypeVar
 import trio
 
 from ._cgroup import Leaf, Subtree
+from ._limits import Restraint
 from ._process_tag import (
     DAEMON_MASK,
     GONE,
@@ -68,9 +69,13 @@ SPARE_DESCRIPTORS = 4
 class Enclosure:
     """Around one process: made before its start, it holds all that comes of it. Made by `Containment`."""
 
-    def __init__(self, containment: Containment, tag: int, leaf: Leaf | None) -> None:
+    def __init__(
+        self, containment: Containment, tag: int, leaf: Leaf | None, restraint: Restraint | None
+    ) -> None:
         self.tag = tag
         self.leaf = leaf
+        self.restraint = restraint
+        """The limits that hold for all that is in here."""
         self.leader = 0
         """The number of the process itself, while it is unreaped and the number so its own."""
         self._containment = containment
@@ -120,6 +125,20 @@ class Enclosure:
         """The process is over. What it may have left behind stays known by its tag."""
         self.leader_was_reaped()
         self._containment.disposed(self)
+        if self.restraint is not None:
+            self.restraint.release()
+
+    @property
+    def has_members(self) -> bool:
+        """Whether anything in here lives, or may live. It looks at all processes: not for every day."""
+        try:
+            return self._containment.has_members(self.tag)
+        except OSError:  # no room to look
+            return True
+
+    def is_leader(self, pid: int) -> bool:
+        """Whether a child that has just been started is the process of this enclosure."""
+        return not self._containment.is_subreaper or tag_of(pid) == self.tag
 
 
 @dataclass(slots=True, eq=False)
@@ -185,16 +204,18 @@ class Containment:
         """The tag of a new session, under which all of its processes are found, whatever became of them."""
         return self._tags.next_session()
 
-    def enclose(self, session: int) -> Enclosure:
-        """An enclosure for a process that a session is about to start."""
+    def enclose(self, session: int, restraint: Restraint | None = None) -> Enclosure:
+        """An enclosure for a process that a session is about to start, with its limits if it has any."""
         tag = self._tags.next_process(session)
-        leaf: Leaf | None = None
-        if self._usable and self._subtree is not None:
+        leaf = restraint.leaf if restraint is not None else None
+        if leaf is not None:
+            self._leaves[tag] = leaf
+        elif self._usable and self._subtree is not None:
             try:
                 leaf = self._leaves[tag] = self._subtree.leaf(f"{tag & ~DAEMON_MASK:x}")
             except OSError as error:
                 self.lose_cgroups(error)
-        return Enclosure(self, tag, leaf)
+        return Enclosure(self, tag, leaf, restraint)
 
     def started(self, enclosure: Enclosure) -> None:
         """There is a process in an enclosure."""
@@ -219,9 +240,13 @@ class Containment:
             self._origins.remove(enclosure.tag)
             self._origins.add(enclosure.tag & SESSION_MASK)
 
-    def has_members(self, session: int) -> bool:
-        """Whether anything lives that comes of a session."""
-        return self._with_room(lambda: any(_is_alive(pid) for pid, _, _ in self._suspects({session})))
+    def has_members(self, key: int) -> bool:
+        """Whether anything lives that comes of a session, or of a process.
+
+        Raises:
+            OSError: there is no room for a descriptor to see it.
+        """
+        return self._with_room(lambda: any(_is_alive(pid) for pid, _, _ in self._suspects({key})))
 
     def kill_family(self, enclosure: Enclosure) -> None:
         """SIGKILL to a process and its descendants; orphans are left to a sweep.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from itertools import islice, takewhile
 from typing import NamedTuple
 
-from tsupervise_protocol.messages import Stream
+from tsupervise_protocol.messages import ExitReason, Stream, Usage
 
 from ._spill_index import SpillIndex
 
@@ -44,6 +44,9 @@ class Exit(NamedTuple):
     seq: int
     code: int
     term_signal: int | None
+    usage: Usage | None = None
+    reason: ExitReason | None = None
+    """Both are None if they cannot be told."""
 
 
 class Close(NamedTuple):
@@ -149,11 +152,17 @@ class EventLog:
             self.drop_excess()
         return chunk
 
-    def record_exit(self, code: int, term_signal: int | None) -> Exit:
+    def record_exit(
+        self,
+        code: int,
+        term_signal: int | None,
+        usage: Usage | None = None,
+        reason: ExitReason | None = None,
+    ) -> Exit:
         """Number the exit; once."""
         assert self.exit is None, "a process exits once"
         self.last_seq += 1
-        self.exit = Exit(self.last_seq, code, term_signal)
+        self.exit = Exit(self.last_seq, code, term_signal, usage, reason)
         return self.exit
 
     def record_close(self) -> Close:

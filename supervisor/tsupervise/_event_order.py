@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import count, islice
 
 from tsupervise_protocol.errors import MalformedMessage
+from tsupervise_protocol.messages import ExitReason, Usage
 
 from .events import Closed, Event, Exited, Lost, Output
 
@@ -47,6 +48,8 @@ class Snapshot:
     """Then the last number in use is that of the close."""
     term_signal: int | None = None
     sandbox_denied: bool = False
+    usage: Usage | None = None
+    reason: ExitReason | None = None
 
 
 def _size_of(event: Event) -> int:
@@ -167,7 +170,14 @@ class EventOrder:
             raise MalformedMessage(f"it is closed at number {target}, which cannot be")
         if snapshot.exit_code is not None and new_exit:
             seq = next(seq for seq in count(last + 1) if seq not in found)
-            found[seq] = Exited(seq, snapshot.exit_code, snapshot.term_signal, snapshot.sandbox_denied)
+            found[seq] = Exited(
+                seq,
+                snapshot.exit_code,
+                snapshot.term_signal,
+                snapshot.sandbox_denied,
+                snapshot.usage,
+                snapshot.reason,
+            )
         elif early_exit is not None and snapshot.sandbox_denied:
             self._early[early_exit.seq] = replace(early_exit, sandbox_denied=True)
         for seq in range(last + 1, target + 1):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import trio
 
-from tsupervise_protocol.messages import SignalName
+from tsupervise_protocol.messages import Limits, SignalName
 
 from ._at_daemon import FAILURES, report
 from ._background import open_background
@@ -53,8 +53,9 @@ _INTERRUPT_KEY = b"\x03"
 
 @dataclass(frozen=True, slots=True)
 class ExecOptions:
-    """What was asked for; `url` is None for supervision in this process, `env` is added, and
-    `recovery_s` is how long a lost connection may take to come back."""
+    """What was asked for; `url` is None for supervision in this process, `env` is added,
+    `recovery_s` is how long a lost connection may take to come back, and `timeout_s` how long the command
+    may take."""
 
     argv: Sequence[str]
     url: str | None
@@ -62,6 +63,8 @@ class ExecOptions:
     cwd: str | None
     env: Mapping[str, str]
     recovery_s: float
+    timeout_s: float | None = None
+    limits: Limits | None = None
 
 
 def run_exec(options: ExecOptions) -> int:
@@ -110,6 +113,8 @@ class _Exec:
             pipe_stdin=has_input,
             size=terminal_size() if options.tty else None,
             lossless=True,
+            timeout_s=options.timeout_s,
+            limits=options.limits,
         )
         async with start as process, open_background(outlast_cancel=True) as nursery:
             self._signals.process = process

@@ -1,6 +1,6 @@
 """Starting a child where the C library's posix_spawn lacks what it takes: by `subprocess`.
 
-It does what `_posix_spawn` does, at the price of a fork, and with two things missing that LACKS names.
+It does what `_posix_spawn` does, at the price of a fork, and with the things missing that LACKS names.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import subprocess
 from ._posix_spawn import SpawnPlan
 
 LACKS = (
-    "starts take longer, and on a terminal arg0 is not shown and a program that cannot be run is told by "
-    "exit code 126 or 127 and not by an error"
+    "starts take longer, a program may run for a moment before its limits hold, and on a terminal arg0 is not "
+    "shown and a program that cannot be run is told by exit code 126 or 127 and not by an error"
 )
 """What a user of this way of starting should know."""
 

@@ -17,6 +17,7 @@ from typing import Protocol
 import msgspec
 
 from ._audit_log import AuditLog
+from ._event_log import Exit
 from ._metrics import Metrics, ProcessBytes
 from ._process import Process
 
@@ -134,18 +135,17 @@ class Journal:
         event = process.log.exit
         assert event is not None, "the exit is recorded before it is told"
         result = "signal" if event.term_signal is not None else "failure" if event.code else "success"
-        self._ended(session, process, result, event.code, event.term_signal)
+        self._ended(session, process, result, event)
 
     def process_killed(self, session: Account, process: Process) -> None:
         """It was killed with its session, which heard of no exit any more."""
-        self._ended(session, process, "killed", None, None)
+        self._ended(session, process, "killed", None)
 
-    def _ended(
-        self, session: Account, process: Process, result: str, code: int | None, term_signal: int | None
-    ) -> None:
+    def _ended(self, session: Account, process: Process, result: str, event: Exit | None) -> None:
         self.metrics.processes_ended[result] += 1
         if self._audit is None and not log.isEnabledFor(logging.DEBUG):
             return
+        usage = event.usage if event is not None else None
         self._note(
             logging.DEBUG,
             "process.ended",
@@ -153,12 +153,16 @@ class Journal:
             **_what(process),
             pid=process.pid,
             result=result,
-            exit_code=code,
-            term_signal=term_signal,
+            exit_code=event.code if event is not None else None,
+            term_signal=event.term_signal if event is not None else None,
+            reason=event.reason if event is not None else None,
             started=_time(process.started_at_ms),
             duration_ms=max(0, time.time_ns() // 1_000_000 - process.started_at_ms),
             input_bytes=process.input_bytes,
             output_bytes=process.log.output_bytes,
+            user_ms=usage.user_ms if usage is not None else None,
+            system_ms=usage.system_ms if usage is not None else None,
+            max_rss_bytes=usage.max_rss_bytes if usage is not None else None,
         )
 
     def process_closed(self, session: Account, process: Process) -> None:

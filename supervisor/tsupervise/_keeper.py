@@ -17,6 +17,7 @@ import time
 
 from ._cgroup import end_subtrees, subtrees_of
 from ._inherited import heeded, own_environment
+from ._limit_groups import folders_of
 
 KEPT_BY = "--kept-by="
 """The first argument of a daemon that has a keeper, with the keeper's number: who sees it is the daemon itself."""
@@ -51,15 +52,16 @@ def keep(arguments: list[str]) -> int:
         setsigmask=(),
         setsigdef=[signal.SIGINT, signal.SIGPIPE],
     )
-    subtrees = subtrees_of(daemon)
+    subtrees = [subtrees_of(daemon), *folders_of(daemon)]
     while True:
         received = signal.sigwaitinfo(awaited)
         if received.si_signo == signal.SIGCHLD:
             code = _reap(daemon)
             if code is not None:
-                end_subtrees(subtrees)
-                _end_what_is_left(spared)
-                end_subtrees(subtrees)  # what was in them is dead now
+                for _ in range(2):  # in the second round, what was in them is dead
+                    for prefix in subtrees:
+                        end_subtrees(prefix)
+                    _end_what_is_left(spared)
                 return code
         elif received.si_code != _SI_KERNEL:
             # A terminal's signal goes to its whole foreground group, so the daemon has it already.

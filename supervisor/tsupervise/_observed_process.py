@@ -142,7 +142,14 @@ def events_of(answer: ReadResult, seq: int) -> list[Event]:
     known: dict[int, Event] = {chunk.seq: chunk for chunk in chunks_of(answer)}
     if answer.exit_seq is not UNSET and answer.exit_code is not None:
         signal = None if answer.term_signal is UNSET else answer.term_signal
-        known[answer.exit_seq] = Exited(answer.exit_seq, answer.exit_code, signal, answer.sandbox_denied)
+        known[answer.exit_seq] = Exited(
+            answer.exit_seq,
+            answer.exit_code,
+            signal,
+            answer.sandbox_denied,
+            answer.usage or None,
+            answer.reason or None,
+        )
     if answer.closed_seq is not UNSET:
         known[answer.closed_seq] = Closed(answer.closed_seq)
     events: list[Event] = []

@@ -102,6 +102,8 @@ class Feed:
                     exit_code=event.code,
                     sandbox_denied=False,
                     term_signal=UNSET if event.term_signal is None else event.term_signal,
+                    usage=event.usage or UNSET,
+                    reason=event.reason or UNSET,
                 ),
             )
         return encode_notification(

@@ -28,6 +28,7 @@ _EVERY_SIGNAL = b"\xff" * _SIGSET_BYTES
 _NO_SIGNAL = bytes(_SIGSET_BYTES)
 
 _O_RDWR = os.O_RDWR
+_O_WRONLY = os.O_WRONLY
 
 
 def _load() -> ctypes.PyDLL | None:
@@ -39,6 +40,9 @@ def _load() -> ctypes.PyDLL | None:
 
 
 _libc = _load()
+
+_libc_unlocked = ctypes.CDLL(None)
+"""For a child that waits for another thread of ours."""
 
 AVAILABLE = _libc is not None
 """Whether the C library has all that is needed: glibc 2.34 or newer."""
@@ -55,6 +59,7 @@ class SpawnPlan:
         cwd: working directory.
         stdio: descriptors to become 0, 1 and 2, each above 2; None with a terminal.
         terminal: path of a terminal to become 0, 1, 2 and the controlling terminal; None with `stdio`.
+        gate: path of a FIFO; the child waits until somebody opens it for reading, before anything else.
     """
 
     path: bytes
@@ -63,6 +68,7 @@ class SpawnPlan:
     cwd: bytes
     stdio: tuple[int, int, int] | None = None
     terminal: bytes | None = None
+    gate: bytes | None = None
 
 
 def posix_spawn(plan: SpawnPlan) -> int:
@@ -81,6 +87,9 @@ def posix_spawn(plan: SpawnPlan) -> int:
             _check(_libc.posix_spawnattr_setflags(attributes, _SETSIGDEF | _SETSIGMASK | _SETSID))
             _check(_libc.posix_spawnattr_setsigdefault(attributes, _EVERY_SIGNAL))
             _check(_libc.posix_spawnattr_setsigmask(attributes, _NO_SIGNAL))
+            if plan.gate is not None:
+                # As 0, because a limit on open files may hold from then on. It is overwritten like any other 0.
+                _check(_libc.posix_spawn_file_actions_addopen(actions, 0, plan.gate, _O_WRONLY, 0))
             _check(_libc.posix_spawn_file_actions_addchdir_np(actions, plan.cwd))
             if plan.terminal is not None:
                 # A session leader's first terminal becomes its controlling terminal: the session is new here.
@@ -94,8 +103,9 @@ def posix_spawn(plan: SpawnPlan) -> int:
                     _check(_libc.posix_spawn_file_actions_adddup2(actions, fd, target))
             _check(_libc.posix_spawn_file_actions_addclosefrom_np(actions, 3))
             pid = ctypes.c_int()
+            libc = _libc if plan.gate is None else _libc_unlocked
             _check(
-                _libc.posix_spawn(
+                libc.posix_spawn(
                     ctypes.byref(pid), plan.path, actions, attributes, _strings(plan.argv), _strings(plan.env)
                 )
             )

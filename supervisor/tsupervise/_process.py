@@ -19,6 +19,7 @@ from tsupervise_protocol.base64_text import encode_base64_str
 from tsupervise_protocol.errors import ErrorCode, RpcError
 from tsupervise_protocol.messages import (
     UNSET,
+    ExitReason,
     OutputChunk,
     ProcessEntry,
     ProcessState,
@@ -118,6 +119,10 @@ class Process:
         self._stdin_is_fed = False
         self._stdin_is_broken = False
         self._terminated = False
+        self._killed_for: ExitReason | None = None
+        """Why it was killed, if we have killed it."""
+        self._time = trio.CancelScope()
+        """Around the wait for the end of its time; cancelled when nothing of it is left."""
         self._changed = trio.lowlevel.ParkingLot()
         """Unparked by every event."""
         self._stdin_moved = trio.lowlevel.ParkingLot()
@@ -188,8 +193,17 @@ class Process:
                 if self.state is not State.CLOSED:
                     await child.destroy()
             finally:
+                if self.params.timeout_ms is not None and not child.enclosure.has_members:
+                    self._time.cancel()
                 child.close()
                 self._nursery = None
+
+    async def enforce_timeout(self) -> None:
+        """Kill whatever there is of it when its time is over; return early if nothing is left before."""
+        assert self.params.timeout_ms is not None, "it has all the time in the world"
+        with self._time:
+            await trio.sleep(self.params.timeout_ms / 1000)
+            self.terminate("timeout")
 
     async def _pump_output(self, stream: Stream, fd: Fd) -> None:
         """Move output from the pipe into the log until it ends; wait while peer or disk do not keep up."""
@@ -240,8 +254,9 @@ class Process:
     def _record_exit(self, child: Child) -> None:
         self._drain(child)
         code, term_signal = child.exit_status()
+        reason = self._reason(child, code, term_signal)
         self.lifecycle.take(Step.EXITED)
-        self._announce(self.log.record_exit(code, term_signal))
+        self._announce(self.log.record_exit(code, term_signal, child.usage(), reason))
         self._on_exit(self)
         child.release_slave()
         if self._spill is not None:
@@ -252,6 +267,16 @@ class Process:
         if child.stdin is not None:
             child.stdin.close()
         self._stdin_moved.unpark_all()
+
+    def _reason(self, child: Child, code: int, term_signal: int | None) -> ExitReason | None:
+        if code < 0:
+            return None
+        # It may have ended in the very moment when it was to be killed.
+        if self._killed_for is not None and term_signal == signal.SIGKILL:
+            return self._killed_for
+        if code != 0 and child.oom_kills:
+            return "oom"
+        return "exit" if term_signal is None else "signal"
 
     def _announce(self, event: Event) -> None:
         if self._feed is not None:
@@ -325,6 +350,8 @@ class Process:
             exit_seq=exit_event.seq if exit_event else UNSET,
             closed_seq=close_event.seq if close_event else UNSET,
             term_signal=UNSET if term_signal is None else term_signal,
+            usage=(exit_event.usage if exit_event else None) or UNSET,
+            reason=(exit_event.reason if exit_event else None) or UNSET,
         )
 
     async def wait_changed(self) -> None:
@@ -452,8 +479,11 @@ class Process:
         if self._child is not None and self.state is State.RUNNING:
             self._child.resize(rows, cols)
 
-    def terminate(self) -> bool:
+    def terminate(self, reason: ExitReason = "terminated") -> bool:
         """Kill whatever is left of the process at once, and end its output with what has been written.
+
+        Args:
+            reason: why it will be said to have ended, if it still runs.
 
         Returns:
             Whether the child was still running, or starting.
@@ -464,10 +494,11 @@ class Process:
         child = self._child
         if child is None:
             return False
-        if self.state is State.CLOSED:
+        if self.state in (State.CLOSED, State.GONE):
             self._sweep_later(child.enclosure)
             return False
         self._terminated = True
+        self._killed_for = self._killed_for or reason
         child.kill()
         if self.state is State.EXITED and self._nursery is not None:
             self._drain(child)
@@ -498,4 +529,6 @@ class Process:
             spilled_bytes=self.log.spilled_bytes,
             output_bytes=self.log.output_bytes,
             metadata=self.params.metadata,
+            usage=exit_event.usage if exit_event else None,
+            reason=exit_event.reason if exit_event else None,
         )

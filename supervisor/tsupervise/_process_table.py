@@ -52,7 +52,7 @@ class ProcessTable:
             case ExitedNotification(process_id=process_id, seq=seq, exit_code=code) as exited:
                 term_signal = None if exited.term_signal is UNSET else exited.term_signal
                 denied = None if exited.sandbox_denied is UNSET else exited.sandbox_denied
-                event = Exited(seq, code, term_signal, denied)
+                event = Exited(seq, code, term_signal, denied, exited.usage or None, exited.reason or None)
             case ClosedNotification(process_id=process_id, seq=seq):
                 event = Closed(seq)
             case _:

@@ -34,6 +34,9 @@ from .events import Event, Exited, Lost, Output
 FAILED = 125
 """The exit code for a failure that is not the command's own."""
 
+TIMED_OUT = 124
+"""The exit code for a command whose time was over, as of timeout(1)."""
+
 TERMINAL_DRAIN_S = 0.25
 """On a terminal: how long output may follow the exit. Background jobs may hold the terminal for ever, and
 the user's own is of no use until this command ends."""
@@ -127,7 +130,7 @@ async def print_events(events: AsyncIterable[Event], *, drain_s: float = math.in
         async for event in events:
             await print_event(event)
             if isinstance(event, Exited):
-                code = event.exit_code
+                code = TIMED_OUT if event.reason == "timeout" else event.exit_code
                 drain.deadline = trio.current_time() + drain_s
     if code < 0:
         await complain("the daemon does not know how the command ended")

@@ -258,7 +258,9 @@ class RemoteProcess(ProcessHandle):
     def _exited(self, answer: ReadResult, seq: int) -> Exited:
         code = -1 if answer.exit_code is None else answer.exit_code
         term_signal = None if answer.term_signal is UNSET else answer.term_signal
-        return Exited(seq, code, term_signal, answer.sandbox_denied)
+        return Exited(
+            seq, code, term_signal, answer.sandbox_denied, answer.usage or None, answer.reason or None
+        )
 
     def _snapshot(self, answer: ReadResult) -> Snapshot:
         try:
@@ -272,6 +274,8 @@ class RemoteProcess(ProcessHandle):
             answer.closed,
             None if answer.term_signal is UNSET else answer.term_signal,
             answer.sandbox_denied,
+            answer.usage or None,
+            answer.reason or None,
         )
 
     def fail(self, reason: str) -> None:

@@ -21,6 +21,7 @@ from ._containment import Containment, Enclosure
 from ._event_log import EventLog
 from ._journal import Journal
 from ._lifecycle import State
+from ._limits import Limiter
 from ._outbox import Outbox
 from ._process import Process
 from ._retained_total import RetainedTotal
@@ -71,6 +72,7 @@ class Session:
         retained: the daemon's account of retained output.
         index: the daemon's index of all processes; this session keeps its own part of it.
         containment: the daemon's enclosures.
+        limiter: the daemon's limits.
         journal: where its steps are told.
         spill_space: where older output goes, if there is such a place.
     """
@@ -83,6 +85,7 @@ class Session:
         retained: RetainedTotal,
         index: ProcessIndex,
         containment: Containment,
+        limiter: Limiter,
         journal: Journal,
         spill_space: SpillSpace | None,
     ) -> None:
@@ -97,6 +100,7 @@ class Session:
         self.over = trio.Event()
         self._index = index
         self._containment = containment
+        self._limiter = limiter
         self._tag = containment.next_session()
         self._journal = journal
         self._settings = settings
@@ -136,6 +140,7 @@ class Session:
                 self._forget(process)
             # What is left behind belonged to the session until now.
             await self._containment.sweep(self._tag)
+            self._limiter.remove_empty()
             self.over.set()
             self._journal.session_ended(self)
             if self.holder is not None and self._farewell:
@@ -227,11 +232,13 @@ class Session:
         Awaited and cancelled, it leaves nothing behind and the id is free again.
 
         Raises:
-            RpcError: the id is taken, the start was cancelled by a terminate, or the system refused.
+            RpcError: the id is taken, the start was cancelled by a terminate, a limit cannot be enforced, or the
+                system refused.
         """
         self._raise_if_ended()
         if params.process_id in self._processes:
             raise RpcError(ErrorCode.INVALID_REQUEST, f"process {params.process_id} already exists")
+        restraint = None if params.limits is None else self._limiter.restrain(params.limits)
         event_log = EventLog(self._settings.retained_bytes)
         space = self._spill_space
         spill = None if space is None else space.open(event_log, self._retained, uid)
@@ -247,7 +254,7 @@ class Session:
         )
         self._processes[params.process_id] = process
         self._index[uid] = self, process
-        enclosure = self._containment.enclose(self._tag)
+        enclosure = self._containment.enclose(self._tag, restraint)
         try:
             child = self._spawner(request, enclosure)
         except BaseException:
@@ -287,6 +294,8 @@ class Session:
         if self.holder is not None:
             process.attach(self.holder.outbox)
         self._nursery.start_soon(self._run_process, process, name=f"process {process.uid}")
+        if process.params.timeout_ms is not None:
+            self._nursery.start_soon(process.enforce_timeout)
         return process
 
     def _raise_if_ended(self) -> None:
@@ -314,7 +323,11 @@ class Session:
             self._nursery.start_soon(enclosure.sweep)
 
     def _process_exited(self, process: Process) -> None:
-        self._journal.process_exited(self, process)
+        if self._ended:
+            # It is killed with the session, which may or may not notice its exit.
+            self._journal.process_killed(self, process)
+        else:
+            self._journal.process_exited(self, process)
 
     def _forget(self, process: Process) -> None:
         # Only this very process: its id may have been taken by a newer one.

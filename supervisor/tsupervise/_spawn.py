@@ -10,22 +10,25 @@ import errno
 import fcntl
 import logging
 import os
+import resource
 import signal
 import struct
 import termios
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import trio
 
 from tsupervise_protocol.errors import ErrorCode, RpcError
-from tsupervise_protocol.messages import Stream
+from tsupervise_protocol.messages import Stream, Usage
 
 from ._containment import Enclosure
 from ._fd import Fd
 from ._fork_spawn import LACKS, fork_spawn
 from ._posix_spawn import AVAILABLE, SpawnPlan, posix_spawn
+from ._usage import usage_of
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +105,8 @@ class Child:
     held_slave: int = -1
     """Our own hold on the terminal's other side, so that a child that closes its own and opens /dev/tty later
     loses nothing. Released when the child is dead."""
+    rss_floor: int = 0
+    """What the kernel counts as the child's memory at least, in bytes, see `usage_of`."""
     _reaped: bool = field(default=False)
     _killed: bool = field(default=False)
 
@@ -143,6 +148,16 @@ class Child:
         if info.si_code == os.CLD_EXITED:
             return info.si_status, None
         return 128 + info.si_status, info.si_status
+
+    def usage(self) -> Usage | None:
+        """What the child has used, None if that cannot be told. Call after `wait_exit`, before `reap`."""
+        return usage_of(self.pidfd, self.rss_floor)
+
+    @property
+    def oom_kills(self) -> int:
+        """How many the kernel has killed, of all that is enclosed, because the memory limit was reached."""
+        restraint = self.enclosure.restraint
+        return 0 if restraint is None else restraint.oom_kills
 
     def reap(self) -> None:
         """Take the dead child away. Call after `wait_exit`; safe to call twice."""
@@ -261,8 +276,11 @@ def spawn(
         start: the system's way of starting a child; it returns the pid or raises OSError.
 
     Raises:
-        RpcError: INTERNAL_ERROR, with the text of the operating system, `(os error N)` and what to do.
+        RpcError: INTERNAL_ERROR, with the text of the operating system, `(os error N)` and what to do;
+            INVALID_PARAMS, the limits of the enclosure cannot be enforced.
     """
+    if enclosure.restraint is not None:
+        start = partial(enclosure.restraint.start, start, enclosure.is_leader)
     try:
         argv = [_encode(request.argv[0] if request.arg0 is None else request.arg0)]
         argv += [_encode(argument) for argument in request.argv[1:]]
@@ -295,6 +313,7 @@ def spawn(
             os.close(spare)
         child.pidfd = os.pidfd_open(child.pid)
         child.group.pgid = child.pid
+        child.rss_floor = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         enclosure.started(child.pid)
         on_failure.pop_all()
         return child
@@ -429,4 +448,4 @@ def _spawn_first_found(
 
 
 def _at(plan: SpawnPlan, path: bytes) -> SpawnPlan:
-    return SpawnPlan(path, plan.argv, plan.env, plan.cwd, plan.stdio, plan.terminal)
+    return replace(plan, path=path)

@@ -31,6 +31,7 @@ from ._environment_info import environment_info
 from ._inherited import own_environment
 from ._journal import Journal, bytes_of
 from ._lifecycle import State
+from ._limits import Limiter
 from ._metrics import Now, ProcessBytes
 from ._process import Process
 from ._retained_total import RetainedTotal
@@ -57,6 +58,7 @@ class Supervisor:
         settings: Settings,
         spawner: Spawner,
         containment: Containment,
+        limiter: Limiter,
         journal: Journal,
         nursery: trio.Nursery,
         spill_space: SpillSpace | None,
@@ -71,7 +73,9 @@ class Supervisor:
         """Whether it takes no new sessions and starts no processes any more."""
         self.inherited = own_environment()
         """What `inherit` in an envPolicy means."""
-        self._environment = environment_info(__version__, OWN_CAPABILITIES, self.inherited)
+        capabilities = (*OWN_CAPABILITIES, *limiter.capabilities)
+        self._environment = environment_info(__version__, capabilities, self.inherited)
+        self._limiter = limiter
         self._spawner = spawner
         self._nursery = nursery
         self.started_at_ms = time.time_ns() // 1_000_000
@@ -115,6 +119,7 @@ class Supervisor:
             self._retained,
             self._index,
             self.containment,
+            self._limiter,
             self.journal,
             self._spill_space,
         )
@@ -279,6 +284,7 @@ async def open_supervisor_core(
     settings: Settings | None = None,
     spawner: Spawner = spawn,
     containment: Containment | None = None,
+    limiter: Limiter | None = None,
     journal: Journal | None = None,
     *,
     outlast_cancel: bool = False,
@@ -289,6 +295,7 @@ async def open_supervisor_core(
         settings: times and bounds; the daemon's defaults if None.
         spawner: starts children.
         containment: how their descendants are found; None for what can be done inside another program.
+        limiter: how they are bounded; None for what this process can do.
         journal: where all of it is told; None for the log alone.
         outlast_cancel: whether the sessions go on until the block ends even if it is cancelled from outside,
             so that a client in the block can end its processes in order.
@@ -299,12 +306,15 @@ async def open_supervisor_core(
     settings = settings or Settings()
     if containment is None:
         containment = Containment(owns_process=False, subtree=open_subtree())
+    limiter = limiter or Limiter()
     try:
         async with (
             open_spill_space(settings) as spill_space,
             # Children of this nursery: the sessions.
             open_background(outlast_cancel=outlast_cancel) as nursery,
         ):
-            yield Supervisor(settings, spawner, containment, journal or Journal(), nursery, spill_space)
+            journal = journal or Journal()
+            yield Supervisor(settings, spawner, containment, limiter, journal, nursery, spill_space)
     finally:
         containment.close()
+        limiter.close()

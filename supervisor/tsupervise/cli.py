@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Generator, Sequence
@@ -19,7 +20,7 @@ from ._listen_address import ListenRefused, check_exposure, parse_listen_url
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from tsupervise_protocol.messages import SignalName
+    from tsupervise_protocol.messages import Limits, SignalName
 
     from .client import Client
 
@@ -316,6 +317,45 @@ _id = click.argument("name", metavar="ID", shell_complete=_complete_id)
 _ids = click.argument("names", metavar="ID...", nargs=-1, required=True, shell_complete=_complete_id)
 
 
+def _parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d+)([KMGT]?)", value.upper())
+    if match is None:
+        raise click.BadParameter(f"expected a number, and K, M, G or T or nothing, got {value!r}", ctx, param)
+    return int(match[1]) << 10 * " KMGT".index(match[2] or " ")
+
+
+def _parse_umask(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
+    if re.fullmatch(r"[0-7]+", value) is None:
+        raise click.BadParameter(f"expected an octal number such as 077, got {value!r}", ctx, param)
+    return int(value, 8)
+
+
+_LIMIT_OPTIONS = (
+    click.option("--timeout", type=_Seconds(min=0, min_open=True), metavar="S", help="Kill it after that."),
+    click.option(
+        "--memory", callback=_parse_size, metavar="SIZE", help="Memory of all its processes, such as 512M."
+    ),
+    click.option("--pids", type=int, metavar="N", help="Its processes and threads at a time."),
+    click.option(
+        "--cpus", type=float, metavar="N", help="CPU time per time, of all: 0.5 is half of one CPU."
+    ),
+    click.option("--nofile", type=int, metavar="N", help="Open files of each of its processes."),
+    click.option("--core", callback=_parse_size, metavar="SIZE", help="Size of a core file."),
+    click.option("--nice", type=int, metavar="N", help="Its nice value."),
+    click.option("--umask", callback=_parse_umask, metavar="MODE", help="Its umask, such as 077."),
+)
+
+
+def _limit_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(_LIMIT_OPTIONS):
+        command = option(command)
+    return command
+
+
 @main.command("exec", context_settings={"allow_interspersed_args": False})
 @click.option(
     "--url",
@@ -345,6 +385,7 @@ _ids = click.argument("names", metavar="ID...", nargs=-1, required=True, shell_c
     "-i", "--interactive", is_flag=True, help="With --detach: keep its stdin open for `attach` to write to."
 )
 @click.option("--json", "as_json", is_flag=True, help="With --detach: print the IDs as JSON.")
+@_limit_options
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, shell_complete=_complete_file)
 def exec_(
     url: str | None,
@@ -357,12 +398,18 @@ def exec_(
     interactive: bool,
     as_json: bool,
     command: tuple[str, ...],
+    timeout: float | None,
+    **limits: Any,
 ) -> None:
     """Run COMMAND under supervision, as if it ran here.
 
     stdin, stdout and stderr are passed on, and so are INT, TERM, HUP and QUIT. The exit code is that of
     the command: 128 + n after signal n, 127 if it was not found, 126 if it cannot be executed, 125 if the
-    daemon failed. Under --tty, Ctrl-C gives up if a lost connection stays away.
+    daemon failed or cannot enforce a limit, 124 if its time was over. Under --tty, Ctrl-C gives up if a lost
+    connection stays away.
+
+    Limits hold for the command with all that it starts, but --nofile and --core for each process by itself. What
+    cannot be enforced is refused: --memory, --pids and --cpus need control groups.
 
     With --detach it runs on at the daemon, in the daemon's environment, with its output kept for `logs` and
     `attach`, until it ends, `tsupervise kill` or `tsupervise end` ends it, or the daemon ends.
@@ -377,7 +424,7 @@ def exec_(
     # Whoever runs it is on this machine.
     if url is None and (detach or cwd is not None):
         cwd = os.path.abspath(cwd or ".")
-    options = ExecOptions(command, url, tty, cwd, env, recovery)
+    options = ExecOptions(command, url, tty, cwd, env, recovery, timeout, _limits(**limits))
     if not detach:
         sys.exit(run_exec(options))
 
@@ -385,6 +432,33 @@ def exec_(
 
     start = partial(start_detached, options=options, name=name, interactive=interactive, as_json=as_json)
     _run_at(url, "exec", start, leaves_session=True)
+
+
+def _limits(
+    *,
+    memory: int | None,
+    pids: int | None,
+    cpus: float | None,
+    nofile: int | None,
+    core: int | None,
+    nice: int | None,
+    umask: int | None,
+) -> Limits | None:
+    from tsupervise_protocol.messages import Limits
+
+    try:
+        limits = Limits(
+            memory_bytes=memory,
+            pids=pids,
+            cpu_quota=cpus,
+            nofile=nofile,
+            core_bytes=core,
+            nice=nice,
+            umask=umask,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    return None if limits == Limits() else limits
 
 
 @main.command()

@@ -7,6 +7,7 @@ each call. The client knows nothing of the server's core: whatever it talks to i
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
@@ -28,6 +29,7 @@ from tsupervise_protocol.messages import (
     EnvPolicy,
     InitializeParams,
     InitializeResult,
+    Limits,
     ListResult,
     Message,
     NoParams,
@@ -110,6 +112,8 @@ class RunOptions(TypedDict, total=False):
     size: tuple[int, int] | None
     arg0: str | None
     metadata: Mapping[str, Any] | None
+    timeout_s: float | None
+    limits: Limits | None
 
 
 class StartOptions(RunOptions, total=False):
@@ -295,6 +299,8 @@ class Client:
         arg0: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         lossless: bool = False,
+        timeout_s: float | None = None,
+        limits: Limits | None = None,
     ) -> RemoteProcess:
         """Start a process that lives until it ends, is terminated, or its session ends.
 
@@ -315,10 +321,16 @@ class Client:
             lossless: rather than lose output to a slow reader of `events`, `stdout` or `stderr`, stop
                 receiving until that reader has caught up. It holds up every other call and process of this
                 connection: meant for one that serves one process, whose output is being read.
+            timeout_s: how long after its start it is killed by the server, in seconds, with all that comes of it;
+                `Exited.reason` is `timeout` then. None for never.
+            limits: bounds on memory, processes, CPU time and other things. Which of them the server can
+                enforce its capabilities say (`tsuperviseLimitMemoryBytes` and so on).
 
         Raises:
-            ServerRefused: the server cannot start it, see its text.
-            ValueError: a relative `cwd`, or a `process_id` that this client uses already.
+            ServerRefused: the server cannot start it, or cannot enforce a limit, see its text.
+            NotSupported: the server knows no limits.
+            ValueError: a relative `cwd`, a `timeout_s` that is not above 0, or a `process_id` that this client
+                uses already.
             OutcomeUnknown: the connection went before the answer came. If the process was started, it is
                 terminated once there is a connection again; until then its id is taken.
             ConnectionLost: whether the process was started is not known.
@@ -327,6 +339,8 @@ class Client:
             process_id = next(self._process_ids)
         if env is None and env_policy is None:
             env_policy = INHERIT_ALL
+        if timeout_s is not None or limits is not None:
+            self.require("tsuperviseLimits", "limit a process")
         params = StartParams(
             process_id=process_id,
             argv=list(argv),
@@ -338,6 +352,8 @@ class Client:
             size=None if size is None else PtySize(rows=size[0], cols=size[1]),
             arg0=arg0,
             metadata=None if metadata is None else dict(metadata),
+            timeout_ms=None if timeout_s is None else _millis(timeout_s),
+            limits=limits,
         )
         with self._slot("process/start"):
             while True:
@@ -561,6 +577,12 @@ class Client:
         """
         if self.environment is None or not self.environment.capabilities.get(capability, False):
             raise NotSupported(f"this server cannot {what}: it does not announce {capability!r}")
+
+
+def _millis(seconds: float) -> int:
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"timeout_s must be a number of seconds above 0, got {seconds}")
+    return math.ceil(seconds * 1000)
 
 
 @asynccontextmanager

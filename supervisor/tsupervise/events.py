@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tsupervise_protocol.messages import Stream
+from tsupervise_protocol.messages import ExitReason, Stream, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,10 @@ class Exited:
     """The signal that ended it, if one did and the server says so."""
     sandbox_denied: bool | None = None
     """Whether a sandbox seems to have stopped it; None only where the server could not be asked."""
+    usage: Usage | None = None
+    """What it has used, if the server says so."""
+    reason: ExitReason | None = None
+    """Why it ended, if the server says so."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from ._discovery import announced
 from ._http_door import Answer, HttpDoor, Respond, Upgrade
 from ._inherited import heeded
 from ._journal import Journal, tell
+from ._limits import Limiter
 from ._listen_address import ListenAddress, TcpAddress
 from ._metrics import CONTENT_TYPE, Metrics
 from ._peer_user import peer_uid
@@ -44,7 +45,8 @@ BACKLOG = 1024
 """Connections that the kernel accepts for us while we are busy."""
 
 REAP_S = 0.5
-"""Seconds between looks at dead orphans. Not by SIGCHLD: that would wake the loop for every child that ends."""
+"""Seconds between looks at dead orphans and empty control groups. Not by SIGCHLD: that would wake the loop for
+every child that ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +115,11 @@ async def _serve(options: ServerOptions) -> int:
             with serving:
                 subtree = open_subtree() if options.use_cgroups else None
                 containment = Containment(owns_process=True, subtree=subtree)
-                watches.start_soon(_reap_orphans, containment)
-                journal = Journal(metrics, audit)
-                async with open_supervisor_core(options.settings, spawn, containment, journal) as supervisor:
+                limiter = Limiter()
+                watches.start_soon(_clear_away, containment, limiter)
+                async with open_supervisor_core(
+                    options.settings, spawn, containment, limiter, Journal(metrics, audit)
+                ) as supervisor:
                     supervisor.tracer = tracer
                     shutdown = Shutdown(serving, supervisor, manager, options.drain_s, watches)
                     watches.start_soon(shutdown.obey, signals, audit)
@@ -130,11 +134,15 @@ async def _serve(options: ServerOptions) -> int:
     return code
 
 
-async def _reap_orphans(containment: Containment) -> None:
-    """Whoever daemonises below us becomes our child; when it has died, somebody must take it away."""
+async def _clear_away(containment: Containment, limiter: Limiter) -> None:
+    """Whoever daemonises below us becomes our child; when it has died, somebody must take it away.
+
+    So it is with the control group of its limits.
+    """
     while True:
         await trio.sleep(REAP_S)
         containment.reap_orphans()
+        limiter.remove_empty()
 
 
 async def _serve_stdio(supervisor: Supervisor) -> int:
