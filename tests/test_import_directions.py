@@ -22,8 +22,8 @@ ROOMS = {
     # Each may import what stands before it.
     "core": """_event_log _lifecycle _stdin_queue _retained_total _settings _fd _posix_spawn _fork_spawn
         _child_environment _environment_info _outbox _spawn _process _session _supervisor _handlers _connection""",
-    "doors": """_listen_address _peer_user _http_door _websocket _socket_stream _websocket_channel _stdio_channel
-        server""",
+    "doors": """_listen_address _peer_user _ws_auth _http_door _doorkeeper _websocket _socket_stream _tls_stream
+        _unix_listener _websocket_channel _stdio_channel _listener server""",
     "client": """_event_order _recovery _websocket_client _calls _process_handle _remote_process _observed_process
         _process_table _link _lifeline client""",
     "embedded": "embedded",
@@ -51,6 +51,7 @@ CYCLES = {
 ONLY_IN = {
     "trio_websocket": {"tsupervise._websocket_client"},
     "h11": {"tsupervise._http_door"},
+    "jwt": {"tsupervise._ws_auth"},
     "websockets": {"tsupervise._websocket"},
     "click": {"tsupervise.cli"},
     "ctypes": {"tsupervise._posix_spawn", "tsupervise._keeper"},
@@ -63,7 +64,15 @@ WITHOUT_TRIO = {
     *("__init__", "__main__", "_version", "cli", "errors", "events", "_settings", "_log_output"),
     *("_event_log", "_lifecycle", "_stdin_queue", "_retained_total", "_event_order", "_recovery"),
     *("_child_environment", "_environment_info", "_inherited", "_posix_spawn", "_keeper"),
-    *("_http_door", "_websocket", "_listen_address", "_peer_user"),
+    *(
+        "_http_door",
+        "_websocket",
+        "_listen_address",
+        "_peer_user",
+        "_ws_auth",
+        "_doorkeeper",
+        "_unix_listener",
+    ),
 }
 """Modules of `tsupervise` that decide or compute, and never wait in the loop."""
 

@@ -33,14 +33,14 @@ from in_process import PATIENCE_S, House, MemoryPeer, PipeChild, open_house, wri
 from procfs import until
 from tsupervise._background import open_background
 from tsupervise._channel import CloseCode, memory_channels
-from tsupervise._connection import MAX_OPEN_REQUESTS, PROBE_S, Connection
+from tsupervise._connection import PROBE_S, Connection
 from tsupervise._event_log import EventLog
 from tsupervise._handlers import ROWS
 from tsupervise._lifecycle import State
 from tsupervise._outbox import Feed
 from tsupervise._process import Process
 from tsupervise._retained_total import RetainedTotal
-from tsupervise._settings import Settings
+from tsupervise._settings import MAX_OPEN_REQUESTS, Settings
 from tsupervise._spawn import Child, SpawnRequest, spawn
 from tsupervise._stdin_queue import MAX_CHUNKS
 from tsupervise._supervisor import open_supervisor_core

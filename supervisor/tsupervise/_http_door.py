@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from ipaddress import ip_address
 
 import h11
 
@@ -25,6 +26,9 @@ MAX_HEADER_FIELDS = 100
 _ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 """RFC 6455, 1.3."""
 
+_HOST = re.compile(rb"(?:\[([^\]]*)\]|([^:\[\]]*))(?::[0-9]*)?")
+"""A Host header; the groups are an IPv6 address, or anything else."""
+
 _TARGET = re.compile(rb"(?:https?://[^/?#]*)?([^?#]*)", re.IGNORECASE)
 """A request target, origin-form or absolute-form (RFC 9112, 3.2); the group is the path."""
 
@@ -34,6 +38,7 @@ class Respond:
     """Send `data`, a whole response, and close the connection."""
 
     data: bytes
+    status: HTTPStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +65,29 @@ def _ready() -> Answer:
 PAGES: Mapping[bytes, Callable[[], Answer]] = {
     b"/readyz": _ready,
 }
-"""What GET and HEAD find, besides the WebSocket at `/`."""
+"""What GET and HEAD find, besides the WebSocket at `/`. Nobody has to show a token for these."""
+
+Admit = Callable[[bytes | None], Answer | None]
+"""Takes the Authorization header of an upgrade request, None if there is none; returns a refusal, or None."""
+
+
+def admit_all(authorization: bytes | None) -> Answer | None:
+    """Refuses nobody."""
+    return None
 
 
 class HttpDoor:
-    """The head of one connection; done with once `receive` has returned something."""
+    """The head of one connection; done with once `receive` has returned something.
 
-    def __init__(self) -> None:
+    Args:
+        admit: has the last word about an upgrade.
+        any_host: whether the request may be meant for a host of any name; if not, for an IP address or
+            `localhost` only.
+    """
+
+    def __init__(self, admit: Admit = admit_all, *, any_host: bool = False) -> None:
+        self._admit = admit
+        self._any_host = any_host
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._received = 0
         self._is_head = False
@@ -87,7 +108,7 @@ class HttpDoor:
         # h11 measures incomplete heads only, and a head must not pass for having come in one piece.
         if self._received - len(leftover) > MAX_HEAD_BYTES or len(event.headers) > MAX_HEADER_FIELDS:
             return self._respond(Answer(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE))
-        decision = decide(event)
+        decision = decide(event, self._admit, any_host=self._any_host)
         if isinstance(decision, Answer):
             return self._respond(decision)
         return Upgrade(self._switch(decision), leftover)
@@ -101,7 +122,7 @@ class HttpDoor:
         data = self._http.send(head) or b""
         if body and not self._is_head:
             data += self._http.send(h11.Data(data=body)) or b""
-        return Respond(data)
+        return Respond(data, answer.status)
 
     def _switch(self, key: bytes) -> bytes:
         digest = hashlib.sha1(key + _ACCEPT_GUID, usedforsecurity=False).digest()
@@ -117,16 +138,21 @@ class HttpDoor:
         return self._http.send(response) or b""
 
 
-def decide(request: h11.Request) -> Answer | bytes:
+def decide(request: h11.Request, admit: Admit, *, any_host: bool) -> Answer | bytes:
     """What a request gets: an answer, or the upgrade, as the value of its Sec-WebSocket-Key.
 
     The order of the checks is part of the promise. A web page must learn nothing at all, so Origin comes
-    first: only browsers send it, and no browser has business here.
+    first: only browsers send it, and no browser has business here. Then Host: a page whose own name has been
+    made to mean this machine sends no Origin with some requests, but that name.
     """
     if request.http_version not in (b"1.0", b"1.1"):
         return Answer(HTTPStatus.BAD_REQUEST)
     if _header(request, b"origin") is not None:
         return Answer(HTTPStatus.FORBIDDEN)
+    host = _header(request, b"host")
+    if not any_host and host is not None and not _is_address(host):
+        text = "this port answers to IP addresses and to localhost; the Host header has another name"
+        return Answer(HTTPStatus.MISDIRECTED_REQUEST, text)
     match = _TARGET.match(request.target)
     path = (match and match[1]) or b"/"
     if page := PAGES.get(path):
@@ -138,7 +164,23 @@ def decide(request: h11.Request) -> Answer | bytes:
     if request.method != b"GET":
         text = "only GET is answered here, with an upgrade to WebSocket"
         return Answer(HTTPStatus.METHOD_NOT_ALLOWED, text, (("allow", "GET"),))
-    return _upgrade_key(request)
+    key = _upgrade_key(request)
+    if isinstance(key, Answer):
+        return key
+    return admit(_header(request, b"authorization")) or key
+
+
+def _is_address(host: bytes) -> bool:
+    """Whether a Host header (RFC 9110, 7.2) has an IP address in it, or `localhost`; empty, it names nobody."""
+    match = _HOST.fullmatch(host)
+    if match is None:
+        return False
+    name = match[2] if match[1] is None else match[1]
+    try:
+        ip_address(name.decode("ascii"))
+    except ValueError:
+        return name.lower() in (b"", b"localhost")
+    return True
 
 
 def _upgrade_key(request: h11.Request) -> Answer | bytes:

@@ -63,6 +63,7 @@ class Session:
         spawner: starts children.
         retained: the daemon's account of retained output.
         index: the daemon's index of all processes; this session keeps its own part of it.
+        live: all processes of the daemon that are not closed; this session keeps its own part of it.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Session:
         spawner: Spawner,
         retained: RetainedTotal,
         index: ProcessIndex,
+        live: set[Process],
     ) -> None:
         self.session_id = session_id
         self.client_name = ""
@@ -85,6 +87,8 @@ class Session:
         self._spawner = spawner
         self._retained = retained
         self._processes: dict[str, Process] = {}
+        self._all_live = live
+        self._live: set[Process] = set()
         self._nursery: trio.Nursery | None = None
         self._ending = False
         self._ended = False
@@ -199,15 +203,19 @@ class Session:
         Awaited and cancelled, it leaves nothing behind and the id is free again.
 
         Raises:
-            RpcError: the id is taken, the start was cancelled by a terminate, or the system refused.
+            RpcError: the id is taken, the start was cancelled by a terminate, the system refused, or there are
+                as many processes as there may be.
         """
         self._raise_if_ended()
         if params.process_id in self._processes:
             raise RpcError(ErrorCode.INVALID_REQUEST, f"process {params.process_id} already exists")
+        self._raise_if_full()
         event_log = EventLog(self._settings.retained_bytes)
         process = Process(params, uid, event_log, self._retained, self._settings.retained_bytes // 2)
         self._processes[params.process_id] = process
         self._index[uid] = self, process
+        self._live.add(process)
+        self._all_live.add(process)
         try:
             child = self._spawner(request)
         except BaseException:
@@ -245,6 +253,18 @@ class Session:
         if self._ended or self._ending:
             raise RpcError(ErrorCode.INVALID_REQUEST, f"session {self.session_id} has ended")
 
+    def _raise_if_full(self) -> None:
+        settings = self._settings
+        if len(self._live) >= settings.max_session_processes:
+            text = (
+                f"this session has {len(self._live)} processes and starts no more (--max-session-processes)"
+            )
+        elif len(self._all_live) >= settings.max_processes:
+            text = f"this server has {len(self._all_live)} processes and starts no more (--max-processes)"
+        else:
+            return
+        raise RpcError(ErrorCode.LIMIT_REACHED, text)
+
     async def _run_process(self, process: Process) -> None:
         try:
             await process.run()
@@ -253,6 +273,7 @@ class Session:
             log.exception("process %s failed inside the supervisor", process.uid)
             self._forget(process)
             return
+        self._is_over(process)
         self._closed.append((trio.current_time() + self._settings.retention_s, process))
         survivors = process.left_behind()
         if survivors is not None:
@@ -260,7 +281,12 @@ class Session:
         if len(self._closed) == 1 or len(self._survivors) == 1:
             self._times_changed.unpark_all()
 
+    def _is_over(self, process: Process) -> None:
+        self._live.discard(process)
+        self._all_live.discard(process)
+
     def _forget(self, process: Process) -> None:
+        self._is_over(process)
         # Only this very process: its id may have been taken by a newer one.
         if self._processes.get(process.process_id) is process:
             del self._processes[process.process_id]

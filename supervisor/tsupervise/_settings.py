@@ -7,6 +7,20 @@ from dataclasses import dataclass
 from ._event_log import RETAINED_BYTES
 from ._retained_total import RETAINED_TOTAL_BYTES
 
+MAX_SESSIONS = 4096
+"""More than a minute of reconnecting clients leaves behind, and a few MiB of memory."""
+
+MAX_PROCESSES = 4096
+"""Of all sessions together; descriptors usually run out before."""
+
+MAX_SESSION_PROCESSES = 1024
+
+MAX_OPEN_REQUESTS = 2_048
+"""Clients of this protocol stop at 1,025."""
+
+MAX_OPEN_BYTES = 64 << 20
+"""One message of the largest size."""
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -18,9 +32,19 @@ class Settings:
         retention_s: how long a closed process can still be read, in seconds, from its close on.
         retained_bytes: output retained for each process, in bytes.
         retained_total_bytes: output retained for all processes together, in bytes.
+        max_sessions: how many there may be, detached ones included.
+        max_processes: how many that are not closed there may be.
+        max_session_processes: how many of these one session may have.
+        max_open_requests: requests of one connection that may wait at a time.
+        max_open_bytes: bytes of these requests; the first may have more.
     """
 
     detached_ttl_s: float = 80.0
     retention_s: float = 80.0
     retained_bytes: int = RETAINED_BYTES
     retained_total_bytes: int = RETAINED_TOTAL_BYTES
+    max_sessions: int = MAX_SESSIONS
+    max_processes: int = MAX_PROCESSES
+    max_session_processes: int = MAX_SESSION_PROCESSES
+    max_open_requests: int = MAX_OPEN_REQUESTS
+    max_open_bytes: int = MAX_OPEN_BYTES

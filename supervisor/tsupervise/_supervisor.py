@@ -51,6 +51,7 @@ class Supervisor:
         """The URL of the listener, if there is one."""
         self._sessions: dict[str, Session] = {}
         self._index: ProcessIndex = {}
+        self._live: set[Process] = set()
         self._retained = RetainedTotal(settings.retained_total_bytes)
         # Random in front, so that a uid noted before a restart names nothing after it.
         self._uid_prefix = secrets.token_hex(3)
@@ -65,13 +66,19 @@ class Supervisor:
         """Make a session for a connection, or give it back the one that it names.
 
         Raises:
-            RpcError: INVALID_REQUEST, no session of that id; SESSION_ATTACHED, another connection holds it.
+            RpcError: INVALID_REQUEST, no session of that id; SESSION_ATTACHED, another connection holds it;
+                LIMIT_REACHED, there is no room for another session.
         """
         if params.resume_session_id is not None:
             session = self._resume(holder, params.resume_session_id)
             session.client_name = params.client_name
             return session
-        session = Session(str(uuid.uuid4()), self.settings, self._spawner, self._retained, self._index)
+        if len(self._sessions) >= self.settings.max_sessions:
+            text = f"this server has {len(self._sessions)} sessions and opens no more (--max-sessions)"
+            raise RpcError(ErrorCode.LIMIT_REACHED, text)
+        session = Session(
+            str(uuid.uuid4()), self.settings, self._spawner, self._retained, self._index, self._live
+        )
         session.client_name = params.client_name
         # Held from the first moment on: the time without a connection must not run before there was one.
         session.attach(holder)

@@ -6,12 +6,16 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from ._listen_address import ListenRefused, check_exposure, parse_listen_url
+from ._listen_address import ListenAddress, ListenRefused, TcpAddress, check_exposure, parse_listen_url
 from ._version import __version__
+
+if TYPE_CHECKING:
+    from ._listener import ListenOptions
+    from ._ws_auth import AuthOptions
 
 _STDIN_CLOSE_VARIABLES = ("TSUPERVISE_EXIT_ON_STDIN_CLOSE", "CODEX_EXEC_SERVER_EXIT_ON_STDIN_CLOSE")
 """Set to `true` or `false`; the second is the name that launchers of other servers of this protocol know."""
@@ -50,7 +54,95 @@ def main() -> None:
     default="ws://127.0.0.1:0",
     metavar="URL",
     show_default=True,
-    help="ws://IP:PORT (port 0: any free one, printed as the one line on stdout) or stdio.",
+    help="ws://IP:PORT (port 0: any free one, printed as the one line on stdout), wss://IP:PORT, unix:///PATH "
+    "or stdio.",
+)
+@click.option(
+    "--ws-auth",
+    type=click.Choice(["capability-token", "signed-bearer-token"]),
+    metavar="MODE",
+    help="Ask every peer for a token: capability-token (one secret for all) or signed-bearer-token (JSON Web "
+    "Tokens, HS256). Without it, only the user that the daemon runs as and root may connect.",
+)
+@click.option("--ws-token-file", metavar="PATH", help="capability-token: a file with the token.")
+@click.option("--ws-token-sha256", metavar="HEX", help="capability-token: the SHA-256 of the token instead.")
+@click.option(
+    "--ws-shared-secret-file",
+    metavar="PATH",
+    help="signed-bearer-token: a file with the secret that tokens are signed with, 32 bytes at least.",
+)
+@click.option("--ws-issuer", metavar="NAME", help="signed-bearer-token: the `iss` that a token must have.")
+@click.option("--ws-audience", metavar="NAME", help="signed-bearer-token: what its `aud` must be or contain.")
+@click.option(
+    "--ws-max-clock-skew-seconds",
+    type=click.IntRange(min=0, max=(1 << 64) - 1),
+    metavar="S",
+    help="signed-bearer-token: how far clocks may be apart.  [default: 30]",
+)
+@click.option(
+    "--tls-cert", metavar="PATH", help="wss: the certificate, with those that lead to its root; PEM."
+)
+@click.option("--tls-key", metavar="PATH", help="wss: its key, not encrypted; PEM.")
+@click.option(
+    "--allow-other-users",
+    is_flag=True,
+    help="Let all users of this machine connect without a token, and run programs as this user.",
+)
+@click.option(
+    "--max-connections",
+    type=click.IntRange(min=1),
+    default=512,
+    metavar="N",
+    show_default=True,
+    help="Connections at a time; more are answered 503.",
+)
+@click.option(
+    "--max-sessions",
+    type=click.IntRange(min=1),
+    default=4096,
+    metavar="N",
+    show_default=True,
+    help="Sessions at a time, detached ones included.",
+)
+@click.option(
+    "--max-processes",
+    type=click.IntRange(min=1),
+    default=4096,
+    metavar="N",
+    show_default=True,
+    help="Processes at a time, of all sessions.",
+)
+@click.option(
+    "--max-session-processes",
+    type=click.IntRange(min=1),
+    default=1024,
+    metavar="N",
+    show_default=True,
+    help="Processes at a time, of one session.",
+)
+@click.option(
+    "--max-open-requests",
+    type=click.IntRange(min=1),
+    default=2048,
+    metavar="N",
+    show_default=True,
+    help="Requests of one connection that wait at a time.",
+)
+@click.option(
+    "--max-open-bytes",
+    type=click.IntRange(min=0),
+    default=64 << 20,
+    metavar="N",
+    show_default=True,
+    help="Bytes of requests of one connection that wait at a time.",
+)
+@click.option(
+    "--handshake-timeout",
+    type=_Seconds(min=0),
+    default=10.0,
+    metavar="S",
+    show_default=True,
+    help="How long a peer may take for its HTTP request, and again for `initialize`, in seconds.",
 )
 @click.option(
     "--detached-ttl",
@@ -99,10 +191,29 @@ def main() -> None:
     help="Shut down when stdin ends, as it does when the parent dies.",
 )
 @click.option(
-    "--insecure", is_flag=True, help="Listen beyond this machine, though whoever connects can run programs."
+    "--insecure",
+    is_flag=True,
+    help="Listen beyond this machine without both --ws-auth and wss: who can reach it may run programs.",
 )
 def run(
     listen: str,
+    ws_auth: Literal["capability-token", "signed-bearer-token"] | None,
+    ws_token_file: str | None,
+    ws_token_sha256: str | None,
+    ws_shared_secret_file: str | None,
+    ws_issuer: str | None,
+    ws_audience: str | None,
+    ws_max_clock_skew_seconds: int | None,
+    tls_cert: str | None,
+    tls_key: str | None,
+    allow_other_users: bool,
+    max_connections: int,
+    max_sessions: int,
+    max_processes: int,
+    max_session_processes: int,
+    max_open_requests: int,
+    max_open_bytes: int,
+    handshake_timeout: float,
     detached_ttl: float,
     retention: float,
     retained_bytes: int,
@@ -113,28 +224,80 @@ def run(
     insecure: bool,
 ) -> None:
     """Run the daemon, until SIGTERM, SIGINT or SIGHUP."""
-    try:
-        address = parse_listen_url(listen)
-        check_exposure(address, insecure=insecure)
-    except ListenRefused as refusal:
-        raise click.ClickException(str(refusal)) from None
-
+    from ._listener import CannotListen
     from ._log_output import log_to_stderr
     from ._settings import Settings
-    from .server import CannotListen, ServerOptions, serve_forever
+    from ._ws_auth import AuthOptions, AuthRefused
+    from .server import ServerOptions, serve_forever
 
+    log_to_stderr(log_level, as_json=log_format == "json")
+    auth = AuthOptions(
+        ws_auth,
+        ws_token_file,
+        ws_token_sha256,
+        ws_shared_secret_file,
+        ws_issuer,
+        ws_audience,
+        ws_max_clock_skew_seconds,
+    )
     settings = Settings(
         detached_ttl_s=detached_ttl,
         retention_s=retention,
         retained_bytes=retained_bytes,
         retained_total_bytes=retained_total_bytes,
+        max_sessions=max_sessions,
+        max_processes=max_processes,
+        max_session_processes=max_session_processes,
+        max_open_requests=max_open_requests,
+        max_open_bytes=max_open_bytes,
     )
-    log_to_stderr(log_level, as_json=log_format == "json")
     try:
-        code = serve_forever(ServerOptions(address, settings, exit_on_stdin_close))
-    except CannotListen as refusal:
+        address = parse_listen_url(listen)
+        auth.check()
+        check_exposure(address, has_auth=ws_auth is not None, insecure=insecure)
+        door = _door(
+            address,
+            auth,
+            (tls_cert, tls_key),
+            allow_other_users=allow_other_users,
+            max_connections=max_connections,
+            handshake_s=handshake_timeout,
+        )
+        code = serve_forever(ServerOptions(door, settings, exit_on_stdin_close))
+    except (AuthRefused, CannotListen, ListenRefused) as refusal:
         raise click.ClickException(str(refusal)) from None
     sys.exit(code)
+
+
+def _door(
+    address: ListenAddress,
+    auth: AuthOptions,
+    tls_files: tuple[str | None, str | None],
+    *,
+    allow_other_users: bool,
+    max_connections: int,
+    handshake_s: float,
+) -> ListenOptions | Literal["stdio"]:
+    """Read the files that the options name, and see that there is a use for what was given."""
+    from ._doorkeeper import Doorkeeper
+    from ._listener import ListenOptions, load_certificate
+    from ._ws_auth import AuthRefused, read_auth
+
+    if address == "stdio":
+        if auth.mode is not None:
+            raise AuthRefused("--ws-auth is for listeners: on stdio there is one peer, who has started us")
+        return "stdio"
+    is_encrypted = isinstance(address, TcpAddress) and address.encrypted
+    cert, key = tls_files
+    if is_encrypted and (cert is None or key is None):
+        raise ListenRefused(f"unsupported --listen URL `{address.url}` without both --tls-cert and --tls-key")
+    if not is_encrypted and (cert is not None or key is not None):
+        raise ListenRefused("--tls-cert and --tls-key are for a wss:// listener")
+    is_beyond = isinstance(address, TcpAddress) and not address.is_loopback
+    tls = None if cert is None or key is None else load_certificate(cert, key)
+    # Beyond this machine nobody knows users; who listens there without a token has said --insecure.
+    doorkeeper = Doorkeeper(read_auth(auth), allow_other_users or is_beyond, max_connections)
+    return ListenOptions(address, doorkeeper, tls, 0o666 if allow_other_users else 0o600, handshake_s)
 
 
 def _parse_env(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:

@@ -5,33 +5,23 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from typing import Literal
 
 import trio
 
 from ._background import open_background
 from ._connection import Connection
-from ._http_door import HttpDoor, Respond, Upgrade
 from ._inherited import heeded
-from ._listen_address import ListenAddress, TcpAddress
-from ._peer_user import peer_uid
+from ._listener import Listener, ListenOptions, open_listener
 from ._settings import Settings
-from ._socket_stream import EagerSocketStream
 from ._spawn import open_low_descriptors, what_is_lacking
 from ._stdio_channel import StdioChannel, read_blocking
 from ._supervisor import Supervisor, open_supervisor_core
-from ._websocket_channel import RECEIVE_BYTES, WebSocketChannel, linger
 
 log = logging.getLogger(__name__)
-
-HEAD_TIMEOUT_S = 10.0
-"""Seconds that a peer has to send its HTTP request; clients of this protocol give up after as long."""
-
-BACKLOG = 1024
-"""Connections that the kernel accepts for us while we are busy."""
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -41,12 +31,12 @@ class ServerOptions:
     """What one daemon does.
 
     Args:
-        listen: where to listen, or `stdio`.
+        listen: where to listen and for whom, or `stdio`.
         settings: times and bounds.
         exit_on_stdin_close: when listening, whether the end of standard input ends the daemon.
     """
 
-    listen: ListenAddress
+    listen: ListenOptions | Literal["stdio"]
     settings: Settings = field(default_factory=Settings)
     exit_on_stdin_close: bool = False
 
@@ -67,19 +57,17 @@ def serve_forever(options: ServerOptions) -> int:
     return trio.run(_serve, options)
 
 
-class CannotListen(Exception):
-    """The address is taken, or none of this machine's."""
-
-
 async def _serve(options: ServerOptions) -> int:
     code = 0
-    with trio.open_signal_receiver(*heeded(_STOP_SIGNALS)) as signals:
+    with (
+        trio.open_signal_receiver(*heeded(_STOP_SIGNALS)) as signals,
+        nullcontext() if options.listen == "stdio" else open_listener(options.listen) as listener,
+    ):
         # Children of this nursery: the watches that stop the daemon.
         async with open_background(outlast_cancel=False) as watches:
             serving = trio.CancelScope()
             if options.exit_on_stdin_close and options.listen != "stdio":
                 watches.start_soon(_stop_on_stdin_end, serving)
-            listener = None if options.listen == "stdio" else await _listen(options.listen)
             with serving:
                 async with open_supervisor_core(options.settings) as supervisor:
                     watches.start_soon(_stop_on_signal, signals, serving, supervisor)
@@ -119,68 +107,8 @@ async def _serve_stdio(supervisor: Supervisor) -> int:
     return 1 if connection.violated else 0
 
 
-async def _listen(address: TcpAddress) -> trio.SocketListener:
-    family = socket.AF_INET6 if address.host.version == 6 else socket.AF_INET
-    try:
-        sock = trio.socket.socket(family, socket.SOCK_STREAM)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        await sock.bind((str(address.host), address.port))
-        sock.listen(BACKLOG)
-    except OSError as error:
-        text = f"cannot listen at {address.url}: {error.strerror} (os error {error.errno})"
-        raise CannotListen(text) from None
-    return trio.SocketListener(sock)
-
-
-async def _serve_listener(supervisor: Supervisor, listener: trio.SocketListener) -> None:
-    host, port = listener.socket.getsockname()[:2]
-    supervisor.listen = f"ws://{_authority(host, port)}"
-    print(supervisor.listen, flush=True)
-    log.info("listening at %s", _authority(host, port))
-
-    async def serve(accepted: trio.SocketStream) -> None:
-        # A bug of ours in one connection must not end the others.
-        try:
-            await _serve_socket(supervisor, socket.socket(fileno=accepted.socket.detach()))
-        except* Exception:
-            log.exception("a connection failed inside the server")
-
-    await trio.serve_listeners(serve, [listener])
-
-
-async def _serve_socket(supervisor: Supervisor, sock: socket.socket) -> None:
-    stream = EagerSocketStream(sock)
-    try:
-        host, port = sock.getpeername()[:2]
-        upgrade = await _pass_door(stream)
-        if upgrade is not None:
-            peer = _authority(host, port)
-            channel = WebSocketChannel(
-                stream, peer, upgrade.leftover, stream.try_send, stream.unread, partial(peer_uid, sock)
-            )
-            await Connection(supervisor, channel).run()
-    except (OSError, trio.BrokenResourceError):
-        pass  # gone before it had said anything
-    finally:
-        await trio.aclose_forcefully(stream)
-
-
-async def _pass_door(stream: EagerSocketStream) -> Upgrade | None:
-    """Read the HTTP request and answer it; None if it is no upgrade, or does not come in time."""
-    door = HttpDoor()
-    with trio.move_on_after(HEAD_TIMEOUT_S):
-        while data := await stream.receive_some(RECEIVE_BYTES):
-            decision = door.receive(data)
-            if decision is not None:
-                await stream.send_all(decision.data)
-                if not isinstance(decision, Respond):
-                    return decision
-                await linger(stream)
-                return None
-    return None
-
-
-def _authority(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+async def _serve_listener(supervisor: Supervisor, listener: Listener) -> None:
+    supervisor.listen = listener.url
+    print(listener.url, flush=True)
+    log.info("listening at %s", listener.url)
+    await listener.serve(supervisor)
