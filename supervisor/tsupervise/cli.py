@@ -230,7 +230,6 @@ def run(
     from ._ws_auth import AuthOptions, AuthRefused
     from .server import ServerOptions, serve_forever
 
-    log_to_stderr(log_level, as_json=log_format == "json")
     auth = AuthOptions(
         ws_auth,
         ws_token_file,
@@ -263,6 +262,7 @@ def run(
             max_connections=max_connections,
             handshake_s=handshake_timeout,
         )
+        log_to_stderr(log_level, as_json=log_format == "json")
         code = serve_forever(ServerOptions(door, settings, exit_on_stdin_close))
     except (AuthRefused, CannotListen, ListenRefused) as refusal:
         raise click.ClickException(str(refusal)) from None
