@@ -49,8 +49,6 @@ def unix_listener(path: str, mode: int, backlog: int) -> Generator[socket.socket
                 _remove_stale(folder, name)
                 os.link(temporary, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
                 own = _identity(folder, name)
-            except FileExistsError:
-                raise OSError(errno.EADDRINUSE, "another daemon has just begun to listen there") from None
             finally:
                 os.unlink(temporary, dir_fd=folder)
             try:
@@ -72,7 +70,9 @@ def _remove_stale(folder: int, name: str) -> None:
     if found is None:
         return
     if not stat.S_ISSOCK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-        raise OSError(errno.EEXIST, "there is something that is no socket; remove it, or choose another path")
+        raise OSError(
+            errno.ENOTSOCK, "there is something that is no socket; remove it, or choose another path"
+        )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(PROBE_S)
         try:

@@ -283,16 +283,18 @@ def _door(
     from ._listener import ListenOptions, load_certificate
     from ._ws_auth import AuthRefused, read_auth
 
+    is_encrypted = isinstance(address, TcpAddress) and address.encrypted
+    cert, key = tls_files
+    if is_encrypted:
+        if cert is None or key is None:
+            text = f"unsupported --listen URL `{address.url}` without both --tls-cert and --tls-key"
+            raise ListenRefused(text)
+    elif cert is not None or key is not None:
+        raise ListenRefused("--tls-cert and --tls-key are for a wss:// listener")
     if address == "stdio":
         if auth.mode is not None:
             raise AuthRefused("--ws-auth is for listeners: on stdio there is one peer, who has started us")
         return "stdio"
-    is_encrypted = isinstance(address, TcpAddress) and address.encrypted
-    cert, key = tls_files
-    if is_encrypted and (cert is None or key is None):
-        raise ListenRefused(f"unsupported --listen URL `{address.url}` without both --tls-cert and --tls-key")
-    if not is_encrypted and (cert is not None or key is not None):
-        raise ListenRefused("--tls-cert and --tls-key are for a wss:// listener")
     is_beyond = isinstance(address, TcpAddress) and not address.is_loopback
     tls = None if cert is None or key is None else load_certificate(cert, key)
     # Beyond this machine nobody knows users; who listens there without a token has said --insecure.
