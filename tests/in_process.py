@@ -76,6 +76,10 @@ class PipeChild(Child):
         outputs: list[tuple[Stream, Fd]] = [("stdout", Fd(stdout)), ("stderr", Fd(stderr))]
         super().__init__(1, pidfd, PipeGroup(self), outputs, stdin)
 
+    def foreground_group(self) -> int:
+        # Group 0 of the kernel is that of the caller: the test.
+        raise ProcessLookupError
+
     def exit_status(self) -> tuple[int, int | None]:
         assert self.dead
         return self.status

@@ -313,7 +313,7 @@ INCONSISTENT: dict[str, tuple[tuple[str, ...], int, str]] = {
 def run_to_its_end(target: str, options: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a start that must fail; ours in this process, which is much quicker."""
     if target == "ours":
-        monkeypatch.setattr("tsupervise.server.serve_forever", lambda options: 0)
+        monkeypatch.setattr("tsupervise.server.serve_forever", None)
         done = CliRunner().invoke(main, ["run", *options])
         return done.exit_code, done.stdout, done.stderr
     ended = subprocess.run(

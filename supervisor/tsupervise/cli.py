@@ -283,12 +283,13 @@ def _door(
     from ._listener import ListenOptions, load_certificate
     from ._ws_auth import AuthRefused, read_auth
 
-    is_encrypted = isinstance(address, TcpAddress) and address.encrypted
     cert, key = tls_files
-    if is_encrypted:
+    tls = None
+    if isinstance(address, TcpAddress) and address.encrypted:
         if cert is None or key is None:
             text = f"unsupported --listen URL `{address.url}` without both --tls-cert and --tls-key"
             raise ListenRefused(text)
+        tls = load_certificate(cert, key)
     elif cert is not None or key is not None:
         raise ListenRefused("--tls-cert and --tls-key are for a wss:// listener")
     if address == "stdio":
@@ -296,7 +297,6 @@ def _door(
             raise AuthRefused("--ws-auth is for listeners: on stdio there is one peer, who has started us")
         return "stdio"
     is_beyond = isinstance(address, TcpAddress) and not address.is_loopback
-    tls = None if cert is None or key is None else load_certificate(cert, key)
     # Beyond this machine nobody knows users; who listens there without a token has said --insecure.
     doorkeeper = Doorkeeper(read_auth(auth), allow_other_users or is_beyond, max_connections)
     return ListenOptions(address, doorkeeper, tls, 0o666 if allow_other_users else 0o600, handshake_s)
