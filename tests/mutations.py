@@ -43,6 +43,17 @@ _TOKENS: dict[str, Sequence[bytes]] = {
         *(b"http://", b"[::1]", b"localhost", b"websocket", b"Upgrade, ", b"A: b\r\n" * 20, b"GET ", b"\n "),
     ),
     "authorization": (b"Bearer ", b"eyJhbGciOiJIUzI1NiJ9", b"=", b"-", b"_", b"\xc3\xa9", b"e30", b"."),
+    "claims": (
+        b"null",
+        b"-1",
+        b"1.0",
+        b"9223372036854775808",
+        b'"exp":',
+        b'"aud":["',
+        b"{",
+        b"\xff",
+        b"[" * 500,
+    ),
     "frames": (
         *(
             b"\x81\x80\0\0\0\0",
@@ -107,7 +118,7 @@ def mutations(name: str, seed: int) -> Iterator[bytes]:
     entries = corpus(name)
     yield from entries
     rng = random.Random(f"{name} {seed}")
-    damage = [*_DAMAGE, _change_value] if name == "messages" else list(_DAMAGE)
+    damage = [*_DAMAGE, _change_value] if name in ("messages", "claims") else list(_DAMAGE)
     while True:
         data = rng.choice(entries)
         for _ in range(rng.choice((1, 1, 2, 3, 8))):

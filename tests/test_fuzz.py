@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 import h11
+import jwt
 import pytest
 import trio
 import trio.testing
@@ -143,6 +144,22 @@ def test_tokens(long_profile: bool, tmp_path: Path) -> None:
     }
 
 
+def test_well_signed_nonsense(long_profile: bool, tmp_path: Path) -> None:
+    """Whatever the payload of a token is, its signature being right, there is one of the reasons or none."""
+    (tmp_path / "secret").write_text("s" * 40)
+    options = AuthOptions("signed-bearer-token", shared_secret_file=str(tmp_path / "secret"), issuer="me")
+    auth = read_auth(options)
+    assert auth is not None
+    library = jwt.PyJWS()
+    reasons: set[str | None] = set()
+    for data in fuzzed("claims", 100_000 if long_profile else 2_000):
+        reasons.add(auth.refusal(b"Bearer " + library.encode(data, "s" * 40).encode()))
+    assert reasons == {
+        *(None, "invalid websocket jwt", "expired websocket jwt", "websocket jwt is not valid yet"),
+        "websocket jwt issuer mismatch",
+    }
+
+
 def test_frames(long_profile: bool) -> None:
     """In pieces or whole the same messages come out, and the same end; what is kept is bounded."""
     rng = random.Random(SEED)
@@ -197,6 +214,9 @@ async def test_conversations(
                         await trio.testing.wait_all_tasks_blocked()
                 (await witness.request("environment/status")).ok()
                 await peer.drop()
+                for session in house.supervisor.sessions[1:]:
+                    if session.kept:  # as was asked for
+                        await session.end("")
                 await trio.sleep(1)
                 assert len(house.supervisor.sessions) == 1
                 assert all(child.closed for child in house.children)

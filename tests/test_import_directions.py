@@ -24,8 +24,8 @@ ROOMS = {
         _child_environment _environment_info _outbox _spawn _process _session _supervisor _handlers _connection""",
     "doors": """_listen_address _peer_user _ws_auth _http_door _doorkeeper _websocket _socket_stream _tls_stream
         _unix_listener _websocket_channel _stdio_channel _listener server""",
-    "client": """_event_order _recovery _websocket_client _calls _process_handle _remote_process _observed_process
-        _process_table _link _lifeline client""",
+    "client": """_event_order _recovery _way_in _websocket_client _calls _process_handle _remote_process
+        _observed_process _process_table _link _lifeline client""",
     "embedded": "embedded",
     "command line": "_keeper _log_output _terminal _exec_command cli __main__",
     "front": "__init__",

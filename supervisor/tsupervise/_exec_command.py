@@ -31,6 +31,7 @@ from ._terminal import (
     terminal_size,
     write_out,
 )
+from ._way_in import WayIn
 from .client import INHERIT_ALL, Client, connect
 from .errors import NotSupported, ServerRefused, TsuperviseError
 from .events import Exited, Lost, Output
@@ -59,8 +60,8 @@ _EOF = b"\x04"
 
 @dataclass(frozen=True, slots=True)
 class ExecOptions:
-    """What was asked for; `url` is None for supervision in this process, `env` is added, and
-    `recovery_s` is how long a lost connection may take to come back."""
+    """What was asked for; `url` is None for supervision in this process, `env` is added, `recovery_s` is how long
+    a lost connection may take to come back, and `way_in` is for the door at that URL."""
 
     argv: Sequence[str]
     url: str | None
@@ -68,6 +69,7 @@ class ExecOptions:
     cwd: str | None
     env: Mapping[str, str]
     recovery_s: float
+    way_in: WayIn
 
 
 def run_exec(options: ExecOptions) -> int:
@@ -102,7 +104,10 @@ class _Exec:
     def _open_client(self) -> AbstractAsyncContextManager[Client]:
         if self._options.url is not None:
             return connect(
-                self._options.url, client_name="tsupervise exec", recovery_s=self._options.recovery_s
+                self._options.url,
+                client_name="tsupervise exec",
+                recovery_s=self._options.recovery_s,
+                **self._options.way_in,
             )
         from .embedded import open_supervisor
 

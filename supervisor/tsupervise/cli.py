@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -15,6 +15,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from ._listener import ListenOptions
+    from ._way_in import WayIn
     from ._ws_auth import AuthOptions
 
 _STDIN_CLOSE_VARIABLES = ("TSUPERVISE_EXIT_ON_STDIN_CLOSE", "CODEX_EXEC_SERVER_EXIT_ON_STDIN_CLOSE")
@@ -310,6 +311,45 @@ def _parse_env(ctx: click.Context, param: click.Parameter, values: Sequence[str]
     return {name: value for name, _, value in pairs}
 
 
+_AnyFunction = TypeVar("_AnyFunction", bound=Callable[..., Any])
+
+
+def _way_in_options(command: _AnyFunction) -> _AnyFunction:
+    """The options of commands that connect to a daemon; `_way_in` makes of their values what `connect` takes."""
+    for option in (
+        click.option(
+            "--insecure-token", is_flag=True, help="Send the token to another machine even without wss."
+        ),
+        click.option(
+            "--tls-ca",
+            envvar="TSUPERVISE_TLS_CA",
+            metavar="PATH",
+            help="wss: whom to trust instead of the authorities of this system; PEM.",
+        ),
+        click.option(
+            "--token-file",
+            envvar="TSUPERVISE_TOKEN_FILE",
+            metavar="PATH",
+            help="A file with the token that the daemon asks for, read anew for each connection.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _way_in(token_file: str | None, tls_ca: str | None, insecure_token: bool) -> WayIn:
+    way_in: WayIn = {"token_file": token_file, "insecure_token": insecure_token}
+    if tls_ca is not None:
+        import ssl
+
+        try:
+            way_in["ssl_context"] = ssl.create_default_context(cafile=tls_ca)
+        except OSError as error:
+            reason = error.strerror if isinstance(error, FileNotFoundError | PermissionError) else str(error)
+            raise click.ClickException(f"cannot use --tls-ca {tls_ca}: {reason}") from None
+    return way_in
+
+
 @main.command("exec", context_settings={"allow_interspersed_args": False})
 @click.option(
     "--url",
@@ -330,6 +370,7 @@ def _parse_env(ctx: click.Context, param: click.Parameter, values: Sequence[str]
     show_default=True,
     help="How long to try to come back after a lost connection, in seconds.",
 )
+@_way_in_options
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def exec_(
     url: str | None,
@@ -337,6 +378,9 @@ def exec_(
     cwd: str | None,
     env: dict[str, str],
     recovery: float,
+    token_file: str | None,
+    tls_ca: str | None,
+    insecure_token: bool,
     command: tuple[str, ...],
 ) -> None:
     """Run COMMAND under supervision, as if it ran here.
@@ -349,4 +393,5 @@ def exec_(
 
     if cwd is not None and url is None:
         cwd = os.path.abspath(cwd)
-    sys.exit(run_exec(ExecOptions(command, url, tty, cwd, env, recovery)))
+    way_in = _way_in(token_file, tls_ca, insecure_token)
+    sys.exit(run_exec(ExecOptions(command, url, tty, cwd, env, recovery, way_in)))
