@@ -80,6 +80,9 @@ class PipeChild(Child):
         # Group 0 of the kernel is that of the caller: the test.
         raise ProcessLookupError
 
+    def resize(self, rows: int, cols: int) -> None:
+        """It has pipes even where a terminal was asked for."""
+
     def exit_status(self) -> tuple[int, int | None]:
         assert self.dead
         return self.status

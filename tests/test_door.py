@@ -34,6 +34,7 @@ from wire import PATIENCE_S, connect, open_stream
 
 pytestmark = pytest.mark.ours_only("the reference lets in whoever can connect")
 
+NOT_ALLOWED = -32012
 LIMIT_REACHED = -32013
 STRANGER = 65534
 
@@ -117,6 +118,36 @@ async def test_other_users_come_in_where_that_is_wanted(tmp_path: Path) -> None:
         with_it, without = (daemon.url, "/", [bearer("sesame")]), (daemon.url, "/", NOTHING)
         assert [status for status, _ in await knock_as(STRANGER, with_it, without)] == [101, 401]
         assert (await knock(daemon)).status == 401
+
+
+ASK = """
+import json, os, sys
+sys.path[:0] = json.loads(sys.argv[1])
+import encodings.idna, trio
+from wire import connect
+os.setgroups([])
+os.setuid(int(sys.argv[2]))
+async def main():
+    async with connect(sys.argv[3], headers=[("Authorization", "Bearer sesame")]) as peer:
+        answer = await peer.request("operator/list")
+        print(json.dumps([answer.error and answer.error["code"], (await peer.run("p", "true"))[0]]))
+trio.run(main)
+"""
+
+
+@pytest.mark.case(179)
+@root_only
+async def test_a_token_opens_the_door_and_makes_nobody_an_operator(tmp_path: Path) -> None:
+    """Who has one runs processes; those of others stay with the daemon's own user and root."""
+    (tmp_path / "token").write_text("sesame")
+    auth = ("--ws-auth", "capability-token", "--ws-token-file", str(tmp_path / "token"))
+    path = json.dumps([str(Path(__file__).parent), *sys.path])
+    with running(start_daemon("ours", *auth)) as daemon:
+        for uid, code in ((STRANGER, NOT_ALLOWED), (0, None)):
+            done = await trio.run_process(
+                [sys.executable, "-c", ASK, path, str(uid), daemon.url], capture_stdout=True
+            )
+            assert json.loads(done.stdout) == [code, 0]
 
 
 @pytest.mark.case(170)

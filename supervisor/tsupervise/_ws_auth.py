@@ -190,7 +190,7 @@ def _jwt_check(secret: bytes, options: AuthOptions) -> Callable[[bytes], str | N
         # The library for the form and the signature; not for the claims, of which it allows more types.
         try:
             claims = msgspec.json.decode(library.decode(token, secret, algorithms=["HS256"]), type=_Claims)
-        except (jwt.PyJWTError, msgspec.MsgspecError, UnicodeDecodeError):
+        except (jwt.PyJWTError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return "invalid websocket jwt"
         now = int(time.time())
         if now > claims.exp + skew:
