@@ -210,6 +210,15 @@ JWTS: dict[str, tuple[Callable[[], str], str | None]] = {
 }
 
 
+@pytest.mark.case(16)
+@pytest.mark.ours_only("the reference skips over any depth")
+async def test_a_token_nested_too_deep_is_no_token(start: Starter) -> None:
+    """However well it is signed, it is refused like any other that cannot be read."""
+    deep = b'{"exp":9999999999,"x":' + b"[" * 5000 + b"]" * 5000 + b"}"
+    reply = await knock(start(*SIGNED), bearer(signed(deep)))
+    assert (reply.status, reply.text) == (401, BAD_JWT)
+
+
 def swapped_payload() -> str:
     head, _, signature = signed(soon()).split(".")
     return ".".join([head, encoded(json.dumps(soon(admin=True)).encode()), signature])

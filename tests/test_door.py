@@ -570,19 +570,20 @@ async def test_who_takes_too_long_at_the_door_is_sent_away() -> None:
 
 
 @pytest.mark.case(175)
-async def test_a_crowd_that_sends_no_request_does_not_block_the_door(daemon: Daemon) -> None:
+async def test_a_crowd_that_sends_no_request_does_not_block_the_door() -> None:
     """The one that has waited longest makes room for the next, and who sends a request at once gets in."""
-    async with AsyncExitStack() as stack:
-        crowd = [
-            await stack.enter_async_context(await trio.open_tcp_stream(*daemon.address))
-            for _ in range(MAX_AT_DOOR + 20)
-        ]
-        async with connect(daemon.url) as peer:
-            assert await peer.run("p", "echo", "hello") == (0, b"hello\n")
-        with trio.fail_after(PATIENCE_S):
-            for stream in crowd[:20]:
-                assert await stream.receive_some() == b""
-            assert (await reply_on(crowd[-1], request())).status == 101
+    with running(start_daemon("ours", "--handshake-timeout", "600")) as daemon:
+        async with AsyncExitStack() as stack:
+            crowd = [
+                await stack.enter_async_context(await trio.open_tcp_stream(*daemon.address))
+                for _ in range(MAX_AT_DOOR + 20)
+            ]
+            async with connect(daemon.url) as peer:
+                assert await peer.run("p", "echo", "hello") == (0, b"hello\n")
+            with trio.fail_after(PATIENCE_S):
+                for stream in crowd[:20]:
+                    assert await stream.receive_some() == b""
+                assert (await reply_on(crowd[-1], request())).status == 101
 
 
 def run_to_its_end(*options: str) -> subprocess.CompletedProcess[str]:

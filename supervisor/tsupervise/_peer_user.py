@@ -43,9 +43,8 @@ def peer_uid(sock: socket.socket) -> int | None:
     """
     family = sock.family
     if family == socket.AF_UNIX:
-        return _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[
-            1
-        ]
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        return _CREDENTIALS.unpack(credentials)[1]
     if family not in (socket.AF_INET, socket.AF_INET6):
         return None
     try:
