@@ -178,7 +178,7 @@ def _change_value(data: bytes, rng: random.Random, *_: object) -> bytes:
     """Put another value somewhere into a message, or take a member away, so that it stays JSON."""
     try:
         message = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return data
     place = message
     while isinstance(place, (dict, list)) and place:
@@ -193,4 +193,7 @@ def _change_value(data: bytes, rng: random.Random, *_: object) -> bytes:
         else:
             place[key] = rng.choice(_VALUES)  # pyright: ignore
         break
-    return json.dumps(message).encode()
+    try:
+        return json.dumps(message).encode()
+    except RecursionError:
+        return data
