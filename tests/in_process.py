@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import signal
 from collections.abc import AsyncGenerator, Callable
@@ -75,6 +76,13 @@ class PipeChild(Child):
 
     def has_exited(self) -> bool:
         return self.dead
+
+    def foreground_group(self) -> int:
+        # Group 0 of the kernel is that of the caller: the test.
+        raise ProcessLookupError
+
+    def resize(self, rows: int, cols: int) -> None:
+        """It has pipes even where a terminal was asked for."""
 
     def exit_status(self) -> tuple[int, int | None]:
         assert self.dead
@@ -228,10 +236,10 @@ class House:
         (await peer.handshake(resume)).ok()
         return peer
 
-    def knock(self) -> MemoryPeer:
+    def knock(self, handshake_s: float = math.inf) -> MemoryPeer:
         """A peer that has said nothing yet."""
         ours, theirs = memory_channels()
-        peer = MemoryPeer(ours, Connection(self.supervisor, theirs))
+        peer = MemoryPeer(ours, Connection(self.supervisor, theirs, handshake_s))
         self.nursery.start_soon(peer.receive)
         self.serve(theirs, peer.connection, peer.gone)
         return peer

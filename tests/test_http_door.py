@@ -8,7 +8,7 @@ import pytest
 from websockets.client import ClientProtocol
 from websockets.uri import parse_uri
 
-from tsupervise._http_door import MAX_HEAD_BYTES, MAX_HEADER_FIELDS, Answer, HttpDoor, Respond, Upgrade
+from tsupervise._http_door import MAX_HEAD_BYTES, MAX_HEADER_FIELDS, Answer, HttpDoor, Page, Respond, Upgrade
 
 UPGRADE = {
     "Connection": "Upgrade",
@@ -18,7 +18,10 @@ UPGRADE = {
 }
 """The headers of a WebSocket request, with the key of the example in RFC 6455, 1.3."""
 
-PAGES = {b"/readyz": lambda: Answer(HTTPStatus.OK)}
+PAGES = {
+    b"/readyz": Page(lambda: Answer(HTTPStatus.OK)),
+    b"/metrics": Page(lambda: Answer(HTTPStatus.OK, "counts"), is_open=False),
+}
 
 ACCEPTED = (
     b"HTTP/1.1 101 Switching Protocols\r\n"

@@ -24,10 +24,10 @@ ROOMS = {
         _event_log _lifecycle _stdin_queue _retained_total _settings _fd _fork_spawn _child_environment
         _environment_info _outbox _metrics _audit_log _spawn _hole_punch _spill_file _spill _process _journal
         _session _supervisor _handlers _connection""",
-    "doors": """_listen_address _discovery _peer_user _http_door _websocket _socket_stream _websocket_channel
-        _stdio_channel _service_manager _shutdown server""",
-    "client": """_event_order _recovery _websocket_client _calls _process_streams _process_handle _remote_process
-        _observed_process _process_table _link _lifeline _run_command client""",
+    "doors": """_listen_address _discovery _peer_user _ws_auth _http_door _doorkeeper _websocket _socket_stream
+        _tls_stream _unix_listener _websocket_channel _stdio_channel _listener _service_manager _shutdown server""",
+    "client": """_event_order _recovery _way_in _websocket_client _calls _process_streams _process_handle
+        _remote_process _observed_process _process_table _link _lifeline _run_command client""",
     "embedded": "embedded",
     "sync": "_loop_thread sync",
     "command line": """_keeper _log_output _detach_keys _table _terminal _relay _at_daemon _exec_command
@@ -59,6 +59,7 @@ CYCLES = {
 ONLY_IN = {
     "trio_websocket": {"tsupervise._websocket_client"},
     "h11": {"tsupervise._http_door"},
+    "jwt": {"tsupervise._ws_auth"},
     "websockets": {"tsupervise._websocket"},
     "click": {"tsupervise.cli"},
     "rich": {"tsupervise._table"},
@@ -84,7 +85,16 @@ WITHOUT_TRIO = {
     *("_event_log", "_lifecycle", "_metrics", "_stdin_queue", "_retained_total", "_event_order", "_recovery"),
     *("_child_environment", "_environment_info", "_inherited", "_posix_spawn", "_keeper"),
     *("_cgroup", "_process_tag", "_limit_groups", "_limits", "_usage", "_spawn_gate"),
-    *("_http_door", "_websocket", "_listen_address", "_peer_user", "_discovery", "_detach_keys", "_table"),
+    *(
+        "_http_door",
+        "_websocket",
+        "_listen_address",
+        "_peer_user",
+        "_ws_auth",
+        "_doorkeeper",
+        "_unix_listener",
+    ),
+    *("_discovery", "_detach_keys", "_table"),
 }
 """Modules of `tsupervise` that decide or compute, and never wait in the loop."""
 

@@ -310,7 +310,7 @@ trio.run(main)
 @pytest.mark.parametrize("listen", ["ws://127.0.0.1:0", "ws://[::1]:0"])
 async def test_another_user_is_no_operator(listen: str) -> None:
     """The same machine, another user id: every method of operators is refused, the rest is not touched."""
-    with running(start_daemon("ours", listen=listen)) as daemon:
+    with running(start_daemon("ours", "--allow-other-users", listen=listen)) as daemon:
         async with connect(daemon.url) as owner:
             uid = (await owner.start("p", "sleep", "60")).ok()["uid"]
             calls: list[tuple[str, dict[str, Any]]] = [

@@ -218,7 +218,7 @@ async def test_a_socket_that_is_passed_is_listened_at(host: str) -> None:
             (daemon,) = children_of(process.pid)
             assert descriptor_flags(daemon, 3) & os.O_CLOEXEC
             early.settimeout(PATIENCE_S)
-            early.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+            early.sendall(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert (await trio.to_thread.run_sync(early.recv, 100)).startswith(b"HTTP/1.1 200 ")
         finally:
             process.terminate()
@@ -228,21 +228,50 @@ async def test_a_socket_that_is_passed_is_listened_at(host: str) -> None:
 
 
 @pytest.mark.case(183)
+async def test_a_socket_of_the_file_system_that_is_passed_is_listened_at(tmp_path: Path) -> None:
+    """The daemon says its URL and serves; the file is the service manager's, and stays."""
+    path = tmp_path / "door.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        process = start_passed(listener)
+        assert process.stdout is not None
+        try:
+            url = (await trio.to_thread.run_sync(process.stdout.readline)).decode().strip()
+            assert url == f"unix://{path}"
+            async with connect(url) as peer:
+                assert await peer.run("p", "echo", "hello") == (0, b"hello\n")
+        finally:
+            process.terminate()
+            await trio.to_thread.run_sync(process.communicate)
+        assert process.returncode == 0
+    assert path.exists()
+
+
+@pytest.mark.case(183)
 @pytest.mark.parametrize(
     ("kind", "count", "word"),
     [
         ("stream", 2, "2 sockets"),
-        ("datagram", 1, "does not listen"),
+        ("datagram", 1, "SOCK_DGRAM"),
+        ("deaf", 1, "does not listen"),
         ("far", 1, "0.0.0.0"),
-        ("unix", 1, "TCP"),
+        ("unix datagram", 1, "SOCK_DGRAM"),
+        ("abstract", 1, "ListenStream= with a path"),
     ],
 )
 def test_a_socket_that_will_not_do_is_refused(kind: str, count: int, word: str, tmp_path: Path) -> None:
     """Exit code 1 and what is wrong with it; one beyond loopback needs what any such listener needs."""
-    family = socket.AF_UNIX if kind == "unix" else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM if kind == "datagram" else socket.SOCK_STREAM) as sock:
-        sock.bind(str(tmp_path / "s") if kind == "unix" else ("0.0.0.0" if kind == "far" else "127.0.0.1", 0))
-        if kind != "datagram":
+    address: str | tuple[str, int] = ("0.0.0.0" if kind == "far" else "127.0.0.1", 0)
+    if kind == "unix datagram":
+        address = str(tmp_path / "s")
+    elif kind == "abstract":
+        address = f"\0tsupervise-tests-{os.getpid()}"
+    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+    is_stream = "datagram" not in kind
+    with socket.socket(family, socket.SOCK_STREAM if is_stream else socket.SOCK_DGRAM) as sock:
+        sock.bind(address)
+        if is_stream and kind != "deaf":
             sock.listen()
         process = start_passed(sock, count=count)
         output, errors = process.communicate(timeout=20)

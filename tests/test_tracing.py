@@ -5,12 +5,10 @@ Spans are collected by OpenTelemetry's own exporters: in memory, and over OTLP b
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from opentelemetry.trace import SpanKind, StatusCode, TraceFlags, Tracer
 import tsupervise
 from daemons import command_of, running, start_daemon
 from in_process import House, MemoryPeer, open_house
+from otlp import collecting
 from tsupervise._channel import memory_channels
 from tsupervise._connection import Connection
 from tsupervise._tracing import MAX_TEXT, RequestTracer, current_trace
@@ -188,33 +187,11 @@ print([name for name in sys.modules if name.startswith("opentelemetry")])
     assert printed.stdout == "[]\n", printed.stderr
 
 
-class Collector(http.server.BaseHTTPRequestHandler):
-    """Takes what an exporter sends by OTLP over HTTP."""
-
-    received: list[ExportTraceServiceRequest]
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
-        assert self.headers.get("content-encoding") is None
-        self.received.append(ExportTraceServiceRequest.FromString(body))
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
 @pytest.fixture
 def collector() -> Iterator[tuple[str, list[ExportTraceServiceRequest]]]:
     """The URL of a collector, and what it has received."""
-    received: list[ExportTraceServiceRequest] = []
-    handler = type("Handler", (Collector,), {"received": received})
-    with http.server.HTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", received
-        server.shutdown()
-        thread.join()
+    with collecting() as found:
+        yield found
 
 
 @pytest.mark.case(187)

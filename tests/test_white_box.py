@@ -31,7 +31,7 @@ from frames import CLOSE as CLOSE_FRAME
 from frames import PING, PONG, TEXT, client_frame
 from in_process import PATIENCE_S, House, MemoryPeer, PipeChild, open_house, write_params
 from tsupervise._channel import CloseCode
-from tsupervise._connection import MAX_OPEN_REQUESTS, PROBE_S, Connection
+from tsupervise._connection import PROBE_S, Connection
 from tsupervise._containment import Containment, Enclosure
 from tsupervise._event_log import EventLog
 from tsupervise._handlers import ROWS
@@ -39,7 +39,7 @@ from tsupervise._lifecycle import State
 from tsupervise._outbox import Feed
 from tsupervise._process import Process
 from tsupervise._retained_total import RetainedTotal
-from tsupervise._settings import Settings
+from tsupervise._settings import MAX_OPEN_REQUESTS, Settings
 from tsupervise._spawn import Child, SpawnRequest, spawn
 from tsupervise._stdin_queue import MAX_CHUNKS
 from tsupervise._websocket_channel import PING_INTERVAL_S, PONG_TIMEOUT_S, WebSocketChannel

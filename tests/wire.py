@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import base64
 import json
+import ssl
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import trio
@@ -232,17 +233,38 @@ def env_policy(inherit: str = "none", **fields: Any) -> Mapping[str, Any]:
     }
 
 
-@asynccontextmanager
-async def connect(url: str, *, handshake: bool = True, resume: str | None = None) -> AsyncGenerator[Peer]:
-    """Open a connection, do the handshake unless told otherwise, and drop it at the end of the block."""
+async def open_stream(url: str, tls: ssl.SSLContext | None = None) -> trio.abc.Stream:
+    """A connection to where a URL points, TLS included."""
     address = urlsplit(url)
+    if address.scheme == "unix":
+        return await trio.open_unix_socket(address.path)
+    stream = await trio.open_tcp_stream(address.hostname or "", address.port or 80)
+    return stream if tls is None else trio.SSLStream(stream, tls, server_hostname=address.hostname)
+
+
+@asynccontextmanager
+async def connect(
+    url: str,
+    *,
+    handshake: bool = True,
+    resume: str | None = None,
+    headers: Sequence[tuple[str, str]] = (),
+    tls: ssl.SSLContext | None = None,
+) -> AsyncGenerator[Peer]:
+    """Open a connection, do the handshake unless told otherwise, and drop it at the end of the block."""
     with trio.fail_after(PATIENCE_S):
-        stream = await trio.open_tcp_stream(address.hostname or "", address.port or 80)
+        stream = await open_stream(url, tls)
     # The library leaves its socket open when the server ends the stream without a close frame.
     async with stream, trio.open_nursery() as nursery:
         with trio.fail_after(PATIENCE_S):
             ws = await trio_websocket.wrap_client_stream(
-                nursery, stream, address.netloc, "/", max_message_size=256 << 20, message_queue_size=64
+                nursery,
+                cast("trio.SocketStream", stream),
+                urlsplit(url).netloc or "localhost",
+                "/",
+                extra_headers=[(name.encode(), value.encode()) for name, value in headers],
+                max_message_size=256 << 20,
+                message_queue_size=64,
             )
         peer = Peer(ws)
         nursery.start_soon(peer.read)

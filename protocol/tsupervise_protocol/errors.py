@@ -23,6 +23,8 @@ class ErrorCode(IntEnum):
     """Our own: this connection has more requests open than the server keeps."""
     NOT_ALLOWED = -32012
     """Our own: the method is for the user that the server runs as, and the peer is somebody else."""
+    LIMIT_REACHED = -32013
+    """Our own: the server has as many sessions or processes as it may have."""
 
     SHUTTING_DOWN = -32014
     """Our own: the server lets what runs come to its end, and takes no new session and no new process."""

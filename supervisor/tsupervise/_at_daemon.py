@@ -13,6 +13,7 @@ from ._discovery import DiscoveryFailed, find_url
 from ._observed_process import ObservedProcess, entry_named
 from ._relay import FAILED, OutputFailed, complain
 from ._terminal import hold_closed_descriptors
+from ._way_in import WayIn
 from .client import Client, connect
 from .errors import ServerRefused, TsuperviseError
 
@@ -30,6 +31,7 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 def run_at_daemon(
     url: str | None,
+    way_in: WayIn,
     command: Callable[[Client], Awaitable[int]],
     *,
     client_name: str,
@@ -39,6 +41,7 @@ def run_at_daemon(
 
     Args:
         url: of the daemon; None for the one that this user has running.
+        way_in: for its door.
         command: returns the exit code, and may raise any of `FAILURES`.
         client_name: what the daemon is told.
         leaves_session: whether there is something in the session of this command that is to live on.
@@ -47,14 +50,18 @@ def run_at_daemon(
     # There is nothing to clean up: whoever waits sees that we were interrupted, and no traceback.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    return trio.run(_run, url, command, client_name, leaves_session)
+    return trio.run(_run, url, way_in, command, client_name, leaves_session)
 
 
 async def _run(
-    url: str | None, command: Callable[[Client], Awaitable[int]], client_name: str, leaves_session: bool
+    url: str | None,
+    way_in: WayIn,
+    command: Callable[[Client], Awaitable[int]],
+    client_name: str,
+    leaves_session: bool,
 ) -> int:
     try:
-        async with connect(url or find_url(), client_name=client_name) as client:
+        async with connect(url or find_url(), client_name=client_name, **way_in) as client:
             code = await command(client)
             if not leaves_session:
                 # Nobody comes back to it, so the daemon need not keep it.

@@ -9,6 +9,7 @@ import trio
 from tsupervise_protocol.messages import OperatorEntry
 
 from ._discovery import DiscoveryFailed, find_url
+from ._way_in import WayIn
 from .client import connect
 from .errors import TsuperviseError
 
@@ -16,14 +17,14 @@ PATIENCE_S = 1.0
 """Somebody has pressed Tab and waits."""
 
 
-def known_processes(url: str | None, beginning: str) -> list[tuple[str, str]]:
+def known_processes(url: str | None, way_in: WayIn, beginning: str) -> list[tuple[str, str]]:
     """Names that begin like that, with what runs under each; uids of processes whose name others have, too.
 
     Without a daemon, or one that answers, there are none: nothing is said, for it would be said in the middle of
     a command line.
     """
     try:
-        entries = trio.run(_list, url)
+        entries = trio.run(_list, url, way_in)
     except (TsuperviseError, DiscoveryFailed, ValueError):
         return []
     names = Counter(entry.process_id for entry in entries)
@@ -36,8 +37,10 @@ def known_processes(url: str | None, beginning: str) -> list[tuple[str, str]]:
     return found
 
 
-async def _list(url: str | None) -> list[OperatorEntry]:
+async def _list(url: str | None, way_in: WayIn) -> list[OperatorEntry]:
     with trio.move_on_after(PATIENCE_S):
-        async with connect(url or find_url(), client_name="tsupervise completion", recovery_s=0) as client:
+        async with connect(
+            url or find_url(), client_name="tsupervise completion", recovery_s=0, **way_in
+        ) as client:
             return await client.processes()
     return []

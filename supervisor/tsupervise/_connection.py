@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from time import perf_counter
 
 import trio
@@ -35,12 +36,6 @@ from ._supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 
-MAX_OPEN_REQUESTS = 2_048
-"""Requests of one connection that may wait at a time. Clients of this protocol stop at 1,025."""
-
-MAX_OPEN_BYTES = 64 << 20
-"""Bytes of the requests of one connection that may wait at a time: one message of the largest size."""
-
 PROBE_S = 2.0
 """How long a peer may be silent when another connection asks for its session, in seconds."""
 
@@ -57,14 +52,21 @@ class _Lane:
 
 
 class Connection:
-    """One peer at one channel. `run` is its whole life."""
+    """One peer at one channel. `run` is its whole life.
 
-    def __init__(self, supervisor: Supervisor, channel: ServerChannel) -> None:
+    Args:
+        supervisor: has the sessions.
+        channel: belongs to this connection.
+        handshake_s: how long the peer may take for an `initialize` that succeeds, in seconds.
+    """
+
+    def __init__(self, supervisor: Supervisor, channel: ServerChannel, handshake_s: float = inf) -> None:
         self.supervisor = supervisor
         self.outbox = Outbox(channel.send_nowait)
         self._metrics = supervisor.metrics
         self._tracer = supervisor.tracer
         self._channel = channel
+        self._handshake_s = handshake_s
         self._handshake = Handshake()
         self._session: Session | None = None
         self._lanes: dict[Hashable, _Lane] = {}
@@ -93,6 +95,7 @@ class Connection:
 
     async def open_session(self, params: InitializeParams) -> Session:
         self._session = await self.supervisor.open_session(self, params)
+        self._scope.deadline = inf
         return self._session
 
     @property
@@ -118,6 +121,7 @@ class Connection:
     async def run(self) -> None:
         """Serve the peer until it leaves, breaks the protocol or must be taken for gone; then close."""
         self._channel.set_waker(self.outbox.nudge)
+        self._scope.deadline = trio.current_time() + self._handshake_s
         self._metrics.connection_opened(self.outbox)
         tell(logging.DEBUG, "connection.opened", peer=self._channel.peer)
         try:
@@ -141,6 +145,9 @@ class Connection:
                     with trio.move_on_after(FAREWELL_S):
                         await self.outbox.wait_until_empty()
                     nursery.cancel_scope.cancel()
+            if trio.current_time() >= self._scope.deadline:
+                text = f"no initialize within {self._handshake_s:g} s"
+                self._farewell = (CloseCode.POLICY_VIOLATION, text)
         finally:
             self._metrics.connection_closed(self.outbox)
             code, reason = self._farewell
@@ -265,9 +272,10 @@ class Connection:
             self._spawn(self._finish_one, request, outcome)
 
     def _has_room_for(self, request: Request) -> bool:
-        if self._open_requests >= MAX_OPEN_REQUESTS:
-            text = f"{MAX_OPEN_REQUESTS} requests of this connection wait already: wait for answers first"
-        elif self._open_requests and self._open_bytes + request.size > MAX_OPEN_BYTES:
+        settings = self.supervisor.settings
+        if self._open_requests >= settings.max_open_requests:
+            text = f"{self._open_requests} requests of this connection wait already: wait for answers first"
+        elif self._open_requests and self._open_bytes + request.size > settings.max_open_bytes:
             text = f"{self._open_bytes} bytes of requests of this connection wait already: wait for answers first"
         else:
             return True

@@ -38,6 +38,7 @@ from ._terminal import (
     stdin_is_terminal,
     terminal_size,
 )
+from ._way_in import WayIn
 from .client import INHERIT_ALL, Client, connect
 from .errors import TsuperviseError
 
@@ -53,9 +54,9 @@ _INTERRUPT_KEY = b"\x03"
 
 @dataclass(frozen=True, slots=True)
 class ExecOptions:
-    """What was asked for; `url` is None for supervision in this process, `env` is added,
-    `recovery_s` is how long a lost connection may take to come back, and `timeout_s` how long the command
-    may take."""
+    """What was asked for; `url` is None for supervision in this process, `env` is added, `recovery_s` is how long
+    a lost connection may take to come back, `way_in` is for the door at that URL, and `timeout_s` is how long the
+    command may take."""
 
     argv: Sequence[str]
     url: str | None
@@ -63,6 +64,7 @@ class ExecOptions:
     cwd: str | None
     env: Mapping[str, str]
     recovery_s: float
+    way_in: WayIn
     timeout_s: float | None = None
     limits: Limits | None = None
 
@@ -94,7 +96,10 @@ class _Exec:
     def _open_client(self) -> AbstractAsyncContextManager[Client]:
         if self._options.url is not None:
             return connect(
-                self._options.url, client_name="tsupervise exec", recovery_s=self._options.recovery_s
+                self._options.url,
+                client_name="tsupervise exec",
+                recovery_s=self._options.recovery_s,
+                **self._options.way_in,
             )
         from .embedded import open_supervisor
 

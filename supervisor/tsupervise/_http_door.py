@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from ipaddress import ip_address
+from typing import Protocol
 
 import h11
 
@@ -24,6 +26,9 @@ MAX_HEADER_FIELDS = 100
 
 _ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 """RFC 6455, 1.3."""
+
+_HOST = re.compile(rb"(?:\[([^\]]*)\]|([^:\[\]]*))(?::[0-9]*)?")
+"""A Host header; the groups are an IPv6 address, or anything else."""
 
 _TARGET = re.compile(rb"(?:https?://[^/?#]*)?([^?#]*)", re.IGNORECASE)
 """A request target, origin-form or absolute-form (RFC 9112, 3.2); the group is the path."""
@@ -56,8 +61,39 @@ class Answer:
     content_type: str = "text/plain; charset=utf-8"
 
 
-Pages = Mapping[bytes, Callable[[], Answer]]
-"""What GET and HEAD find by path, besides the WebSocket at `/`."""
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What GET and HEAD find at a path.
+
+    Args:
+        answer: makes the answer.
+        is_open: whether everybody may see it, and not only who may come in.
+    """
+
+    answer: Callable[[], Answer]
+    is_open: bool = True
+
+
+Pages = Mapping[bytes, Page]
+"""By path, besides the WebSocket at `/`."""
+
+
+class Admit(Protocol):
+    """Decides who may come in, and who may just look."""
+
+    def __call__(self, authorization: bytes | None, *, enters: bool) -> Answer | None:
+        """Return a refusal, or None.
+
+        Args:
+            authorization: the header of that name, None if there is none.
+            enters: whether this is an upgrade.
+        """
+        ...
+
+
+def admit_all(authorization: bytes | None, *, enters: bool) -> Answer | None:
+    """Refuses nobody."""
+    return None
 
 
 class HttpDoor:
@@ -65,10 +101,15 @@ class HttpDoor:
 
     Args:
         pages: see there.
+        admit: has the last word about an upgrade, and about pages that are not open.
+        any_host: whether the request may be meant for a host of any name; if not, for an IP address or
+            `localhost` only.
     """
 
-    def __init__(self, pages: Pages) -> None:
+    def __init__(self, pages: Pages, admit: Admit = admit_all, *, any_host: bool = False) -> None:
         self._pages = pages
+        self._admit = admit
+        self._any_host = any_host
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._received = 0
         self._is_head = False
@@ -89,7 +130,7 @@ class HttpDoor:
         # h11 measures incomplete heads only, and a head must not pass for having come in one piece.
         if self._received - len(leftover) > MAX_HEAD_BYTES or len(event.headers) > MAX_HEADER_FIELDS:
             return self._respond(Answer(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE))
-        decision = decide(event, self._pages)
+        decision = decide(event, self._pages, self._admit, any_host=self._any_host)
         if isinstance(decision, Answer):
             return self._respond(decision)
         return Upgrade(self._switch(decision), leftover)
@@ -119,28 +160,50 @@ class HttpDoor:
         return self._http.send(response) or b""
 
 
-def decide(request: h11.Request, pages: Pages) -> Answer | bytes:
+def decide(request: h11.Request, pages: Pages, admit: Admit, *, any_host: bool) -> Answer | bytes:
     """What a request gets: an answer, or the upgrade, as the value of its Sec-WebSocket-Key.
 
     The order of the checks is part of the promise. A web page must learn nothing at all, so Origin comes
-    first: only browsers send it, and no browser has business here.
+    first: only browsers send it, and no browser has business here. Then Host: a page whose own name has been
+    made to mean this machine sends no Origin with some requests, but that name.
     """
     if request.http_version not in (b"1.0", b"1.1"):
         return Answer(HTTPStatus.BAD_REQUEST)
     if _header(request, b"origin") is not None:
         return Answer(HTTPStatus.FORBIDDEN)
+    host = _header(request, b"host")
+    if not any_host and host is not None and not _is_address(host):
+        text = "this port answers to IP addresses and to localhost; the Host header has another name"
+        return Answer(HTTPStatus.MISDIRECTED_REQUEST, text)
     match = _TARGET.match(request.target)
     path = (match and match[1]) or b"/"
     if page := pages.get(path):
         if request.method not in (b"GET", b"HEAD"):
             return Answer(HTTPStatus.METHOD_NOT_ALLOWED, headers=(("allow", "GET,HEAD"),))
-        return page()
+        refusal = None if page.is_open else admit(_header(request, b"authorization"), enters=False)
+        return refusal or page.answer()
     if path != b"/":
         return Answer(HTTPStatus.NOT_FOUND)
     if request.method != b"GET":
         text = "only GET is answered here, with an upgrade to WebSocket"
         return Answer(HTTPStatus.METHOD_NOT_ALLOWED, text, (("allow", "GET"),))
-    return _upgrade_key(request)
+    key = _upgrade_key(request)
+    if isinstance(key, Answer):
+        return key
+    return admit(_header(request, b"authorization"), enters=True) or key
+
+
+def _is_address(host: bytes) -> bool:
+    """Whether a Host header (RFC 9110, 7.2) has an IP address in it, or `localhost`; empty, it names nobody."""
+    match = _HOST.fullmatch(host)
+    if match is None:
+        return False
+    name = match[2] if match[1] is None else match[1]
+    try:
+        ip_address(name.decode("ascii"))
+    except ValueError:
+        return name.lower() in (b"", b"localhost")
+    return True
 
 
 def _upgrade_key(request: h11.Request) -> Answer | bytes:

@@ -1,6 +1,7 @@
-"""Which user is at the other end of a TCP connection of this machine: the kernel's socket table tells.
+"""Which user is at the other end of a connection inside this machine.
 
-Asked by sock_diag (netlink), which looks one socket up; /proc/net/tcp would be all of them, every time.
+For a unix socket the kernel has noted it. For TCP its socket table tells, which is asked by sock_diag (netlink):
+that looks one socket up, while /proc/net/tcp would be all of them, every time.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ _QUESTION = struct.Struct("=BBBxI2s2s16s16sI8s")
 network order, interface, cookie"""
 _ANSWER = struct.Struct("=BBBB48xIIIII")
 """struct inet_diag_msg: family, state, timer, retransmits, (the socket), expires, two queues, uid, inode"""
+_CREDENTIALS = struct.Struct("=iII")
+"""struct ucred: the pid, uid and gid of who connected, as they were then"""
 _NO_COOKIE = b"\xff" * 8
 
 _ANSWER_S = 1.0
@@ -39,6 +42,9 @@ def peer_uid(sock: socket.socket) -> int | None:
         has closed its end, or the kernel does not tell.
     """
     family = sock.family
+    if family == socket.AF_UNIX:
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        return _CREDENTIALS.unpack(credentials)[1]
     if family not in (socket.AF_INET, socket.AF_INET6):
         return None
     try:

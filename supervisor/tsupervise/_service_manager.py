@@ -17,7 +17,7 @@ from ipaddress import ip_address
 
 import trio
 
-from ._listen_address import ListenRefused, TcpAddress
+from ._listen_address import ListenRefused, SocketAddress, TcpAddress, UnixAddress
 
 log = logging.getLogger(__name__)
 
@@ -139,8 +139,12 @@ def _warn(error: OSError) -> None:
     log.warning("the service manager cannot be told anything: %s", error.strerror)
 
 
-def passed_listener(handover: Handover) -> tuple[socket.socket, TcpAddress]:
+def passed_listener(handover: Handover, *, encrypted: bool) -> tuple[socket.socket, SocketAddress]:
     """The one listening socket that the manager has passed, and where it listens.
+
+    Args:
+        handover: what the manager has passed.
+        encrypted: whether TLS is to be spoken there, if it is a TCP socket.
 
     Raises:
         ListenRefused: it has passed none or several, or something else.
@@ -156,12 +160,20 @@ def passed_listener(handover: Handover) -> tuple[socket.socket, TcpAddress]:
     except OSError as error:
         raise ListenRefused(f"descriptor {fd}, which was passed, is no socket: {error.strerror}") from None
     wrong = None
-    if sock.family not in (socket.AF_INET, socket.AF_INET6):
-        wrong = f"is no TCP socket ({socket.AddressFamily(sock.family).name})"
+    if (
+        sock.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
+        or sock.type != socket.SOCK_STREAM
+    ):
+        kind = f"{socket.AddressFamily(sock.family).name}, {socket.SocketKind(sock.type).name}"
+        wrong = f"is neither a TCP socket nor one of streams in the file system ({kind})"
     elif not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         wrong = "does not listen: use ListenStream= and Accept=no"
+    elif sock.family == socket.AF_UNIX and not isinstance(sock.getsockname(), str):
+        wrong = "has no place in the file system: use ListenStream= with a path"
     if wrong is not None:
         sock.close()
         raise ListenRefused(f"the socket that was passed {wrong}")
+    if sock.family == socket.AF_UNIX:
+        return sock, UnixAddress(sock.getsockname())
     host, port = sock.getsockname()[:2]
-    return sock, TcpAddress(ip_address(host.partition("%")[0]), port)
+    return sock, TcpAddress(ip_address(host.partition("%")[0]), port, encrypted)

@@ -71,6 +71,7 @@ class Session:
         spawner: starts children.
         retained: the daemon's account of retained output.
         index: the daemon's index of all processes; this session keeps its own part of it.
+        live: all processes of the daemon that are not closed; this session keeps its own part of it.
         containment: the daemon's enclosures.
         limiter: the daemon's limits.
         journal: where its steps are told.
@@ -84,6 +85,7 @@ class Session:
         spawner: Spawner,
         retained: RetainedTotal,
         index: ProcessIndex,
+        live: set[Process],
         containment: Containment,
         limiter: Limiter,
         journal: Journal,
@@ -108,6 +110,8 @@ class Session:
         self._retained = retained
         self._spill_space = spill_space
         self._processes: dict[str, Process] = {}
+        self._all_live = live
+        self._live: set[Process] = set()
         self._nursery: trio.Nursery | None = None
         self._ending = False
         self._ended = False
@@ -232,12 +236,13 @@ class Session:
         Awaited and cancelled, it leaves nothing behind and the id is free again.
 
         Raises:
-            RpcError: the id is taken, the start was cancelled by a terminate, a limit cannot be enforced, or the
-                system refused.
+            RpcError: the id is taken, the start was cancelled by a terminate, a limit cannot be enforced, the
+                system refused, or there are as many processes as there may be.
         """
         self._raise_if_ended()
         if params.process_id in self._processes:
             raise RpcError(ErrorCode.INVALID_REQUEST, f"process {params.process_id} already exists")
+        self._raise_if_full()
         restraint = None if params.limits is None else self._limiter.restrain(params.limits)
         event_log = EventLog(self._settings.retained_bytes)
         space = self._spill_space
@@ -254,6 +259,8 @@ class Session:
         )
         self._processes[params.process_id] = process
         self._index[uid] = self, process
+        self._live.add(process)
+        self._all_live.add(process)
         enclosure = self._containment.enclose(self._tag, restraint)
         try:
             child = self._spawner(request, enclosure)
@@ -302,6 +309,18 @@ class Session:
         if self._ended or self._ending:
             raise RpcError(ErrorCode.INVALID_REQUEST, f"session {self.session_id} has ended")
 
+    def _raise_if_full(self) -> None:
+        settings = self._settings
+        if len(self._live) >= settings.max_session_processes:
+            text = (
+                f"this session has {len(self._live)} processes and starts no more (--max-session-processes)"
+            )
+        elif len(self._all_live) >= settings.max_processes:
+            text = f"this server has {len(self._all_live)} processes and starts no more (--max-processes)"
+        else:
+            return
+        raise RpcError(ErrorCode.LIMIT_REACHED, text)
+
     async def _run_process(self, process: Process) -> None:
         try:
             await process.run()
@@ -313,6 +332,7 @@ class Session:
         finally:
             if process.log.exit is None:
                 self._journal.process_killed(self, process)
+        self._is_over(process)
         self._journal.process_closed(self, process)
         self._closed.append((trio.current_time() + self._settings.retention_s, process))
         if len(self._closed) == 1:
@@ -329,7 +349,12 @@ class Session:
         else:
             self._journal.process_exited(self, process)
 
+    def _is_over(self, process: Process) -> None:
+        self._live.discard(process)
+        self._all_live.discard(process)
+
     def _forget(self, process: Process) -> None:
+        self._is_over(process)
         # Only this very process: its id may have been taken by a newer one.
         if self._processes.get(process.process_id) is process:
             del self._processes[process.process_id]

@@ -13,6 +13,20 @@ SPILL_BYTES = 1 << 30
 SPILL_TOTAL_BYTES = 16 << 30
 """Output in all spill files together, in bytes of these."""
 
+MAX_SESSIONS = 4096
+"""More than a minute of reconnecting clients leaves behind, and a few MiB of memory."""
+
+MAX_PROCESSES = 4096
+"""Of all sessions together; descriptors usually run out before."""
+
+MAX_SESSION_PROCESSES = 1024
+
+MAX_OPEN_REQUESTS = 2_048
+"""Clients of this protocol stop at 1,025."""
+
+MAX_OPEN_BYTES = 64 << 20
+"""One message of the largest size."""
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -28,6 +42,11 @@ class Settings:
             of a file; None to retain no more.
         spill_bytes: the most that the file of one process takes there, in bytes; then its oldest output goes.
         spill_total_bytes: the most that all files take there together, in bytes.
+        max_sessions: how many there may be, detached ones included.
+        max_processes: how many that are not closed there may be.
+        max_session_processes: how many of these one session may have.
+        max_open_requests: requests of one connection that may wait at a time.
+        max_open_bytes: bytes of these requests; the first may have more.
     """
 
     detached_ttl_s: float = 80.0
@@ -37,3 +56,8 @@ class Settings:
     spill_dir: str | None = None
     spill_bytes: int = SPILL_BYTES
     spill_total_bytes: int = SPILL_TOTAL_BYTES
+    max_sessions: int = MAX_SESSIONS
+    max_processes: int = MAX_PROCESSES
+    max_session_processes: int = MAX_SESSION_PROCESSES
+    max_open_requests: int = MAX_OPEN_REQUESTS
+    max_open_bytes: int = MAX_OPEN_BYTES

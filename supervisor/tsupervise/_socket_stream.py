@@ -1,4 +1,4 @@
-"""A connected TCP socket as a trio stream that does the likely thing first.
+"""A connected socket as a trio stream that does the likely thing first.
 
 Why not trio.SocketStream: its `receive_some` tries to read before it waits, though a request has just been taken
 and the next one is hardly there, and its `send_all` goes through the scheduler once more after a send that has
@@ -21,12 +21,13 @@ class EagerSocketStream(trio.abc.HalfCloseableStream):
     """Owns a socket. One task sends, one task receives.
 
     Args:
-        sock: a connected TCP socket; made non-blocking, and told not to hold back small segments.
+        sock: a connected stream socket; made non-blocking and, if it is TCP, told not to hold back small segments.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sock = sock
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:

@@ -83,6 +83,7 @@ class Supervisor:
         """The URL of the listener, if there is one."""
         self._sessions: dict[str, Session] = {}
         self._index: ProcessIndex = {}
+        self._live: set[Process] = set()
         self._retained = RetainedTotal(settings.retained_total_bytes)
         self._spill_space = spill_space
         # Random in front, so that a uid noted before a restart names nothing after it.
@@ -104,7 +105,7 @@ class Supervisor:
 
         Raises:
             RpcError: INVALID_REQUEST, no session of that id; SESSION_ATTACHED, another connection holds it;
-                SHUTTING_DOWN, there will be no new session.
+                SHUTTING_DOWN, there will be no new session; LIMIT_REACHED, there is no room for another one.
         """
         if params.resume_session_id is not None:
             session = self._resume(holder, params.resume_session_id)
@@ -112,12 +113,16 @@ class Supervisor:
             self.journal.session_resumed(session)
             return session
         self.refuse_if_draining()
+        if len(self._sessions) >= self.settings.max_sessions:
+            text = f"this server has {len(self._sessions)} sessions and opens no more (--max-sessions)"
+            raise RpcError(ErrorCode.LIMIT_REACHED, text)
         session = Session(
             str(uuid.uuid4()),
             self.settings,
             self._spawner,
             self._retained,
             self._index,
+            self._live,
             self.containment,
             self._limiter,
             self.journal,

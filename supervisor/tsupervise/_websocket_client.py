@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
+import ssl
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -23,6 +26,7 @@ from tsupervise_protocol.errors import MalformedMessage
 
 from ._background import open_background
 from ._channel import CloseCode
+from ._way_in import Credentials
 from .errors import ConnectFailed
 
 CONNECT_S = 10.0
@@ -139,30 +143,49 @@ class WebSocketChannel:
 
 @asynccontextmanager
 async def open_websocket_channel(
-    url: str, *, silence_s: float = SILENCE_S
+    url: str, *, silence_s: float = SILENCE_S, credentials: Credentials | None = None
 ) -> AsyncGenerator[WebSocketChannel]:
-    """Connect to `ws://` or `wss://`, and close at the end of the block.
+    """Connect to `ws://`, `wss://` or `unix://`, and close at the end of the block.
 
     Args:
         url: where to.
+        credentials: what to show there, and whom to believe; None for no token and the system's authorities.
         silence_s: how long the server may be silent before it is taken for gone, in seconds.
 
     Raises:
-        ConnectFailed: no connection came about within `CONNECT_S` or `silence_s`, or this is no such URL.
+        ConnectFailed: no connection came about within `CONNECT_S` or `silence_s`, or this is no such URL; or a
+            token would go where others can read it.
     """
+    credentials = credentials or Credentials()
     try:
         address = Address.of(url)
+        token = await credentials.read_token()
         with trio.fail_after(min(CONNECT_S, silence_s)) as limit:
-            stream = await address.open_stream()
-    except (OSError, ValueError, trio.TooSlowError) as error:
+            stream = await address.open_stream(credentials.ssl_context)
+    except (OSError, ValueError, trio.TooSlowError, trio.BrokenResourceError) as error:
         raise ConnectFailed(f"cannot connect to {url!r}: {_say(error)}") from error
-    async with open_channel_over(stream, address, limit.deadline, silence_s) as channel:
+    if token is not None and not credentials.insecure_token and not _is_private(stream):
+        await trio.aclose_forcefully(stream)
+        raise ConnectFailed(
+            f"refused to send a token to {url!r}, which is not encrypted and on another machine: use wss://, or "
+            "forward the port (`ssh -L`), or allow it by insecure_token=True (--insecure-token)"
+        )
+    async with open_channel_over(stream, address, limit.deadline, silence_s, token) as channel:
         yield channel
+
+
+def _is_private(stream: trio.abc.Stream) -> bool:
+    """Whether nobody between the two ends can read along: encrypted, or inside this machine."""
+    if not isinstance(stream, trio.SocketStream) or stream.socket.family == socket.AF_UNIX:
+        return True
+    # Who is really there: a name may mean anything.
+    peer = ip_address(stream.socket.getpeername()[0].partition("%")[0])
+    return ((isinstance(peer, IPv6Address) and peer.ipv4_mapped) or peer).is_loopback
 
 
 @asynccontextmanager
 async def open_channel_over(
-    stream: trio.abc.Stream, address: Address, deadline: float, silence_s: float
+    stream: trio.abc.Stream, address: Address, deadline: float, silence_s: float, token: str | None = None
 ) -> AsyncGenerator[WebSocketChannel]:
     """Upgrade a stream to a WebSocket, and close it at the end of the block.
 
@@ -171,6 +194,7 @@ async def open_channel_over(
         address: whom to ask for.
         deadline: when the upgrade must have been answered, on trio's clock.
         silence_s: as `open_websocket_channel`.
+        token: to show; None for none.
 
     Raises:
         ConnectFailed: it was not answered, or refused.
@@ -179,9 +203,12 @@ async def open_channel_over(
         watched = _WatchedStream(stream)
         try:
             with trio.fail_at(deadline):
-                connection: WebSocketConnection = await nursery.start(_run_websocket, watched, address)
+                connection: WebSocketConnection = await nursery.start(_run_websocket, watched, address, token)
         except (HandshakeError, trio.TooSlowError) as error:
-            raise ConnectFailed(f"cannot connect to {address.url!r}: {_say(error)}") from error
+            text = _say(error)
+            if token is not None:
+                text = text.replace(token, "...")  # a server may answer with what it was sent
+            raise ConnectFailed(f"cannot connect to {address.url!r}: {text}") from error
         channel = WebSocketChannel(connection, watched, silence_s)
         nursery.start_soon(channel.keep_alive)
         try:
@@ -199,10 +226,14 @@ class Address:
     host: str
     port: int
     resource: str
+    path: str | None = None
+    """Of a socket in the file system; what else is there means nothing then."""
 
     @classmethod
     def of(cls, url: str) -> Address:
         """Raises ValueError unless it is a WebSocket URL."""
+        if url.startswith("unix:///"):
+            return cls(url, False, "localhost", 80, "/", url.removeprefix("unix://"))
         parts = urlsplit(url)
         if parts.scheme not in ("ws", "wss") or not parts.hostname:
             raise ValueError("not a WebSocket URL")
@@ -214,15 +245,32 @@ class Address:
     def host_header(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
-    async def open_stream(self) -> trio.SocketStream | trio.SSLStream[trio.SocketStream]:
-        if self.encrypted:
-            return await trio.open_ssl_over_tcp_stream(self.host, self.port, https_compatible=True)
-        return await trio.open_tcp_stream(self.host, self.port)
+    async def open_stream(self, ssl_context: ssl.SSLContext | None = None) -> trio.abc.Stream:
+        """Connect, TLS included.
+
+        Args:
+            ssl_context: for an encrypted address; None for one with the authorities that this system trusts.
+        """
+        if self.path is not None:
+            return await trio.open_unix_socket(self.path)
+        if not self.encrypted:
+            return await trio.open_tcp_stream(self.host, self.port)
+        stream = await trio.open_ssl_over_tcp_stream(
+            self.host, self.port, https_compatible=True, ssl_context=ssl_context
+        )
+        try:
+            # Now and not with the first byte, so that what is wrong with the certificate can be told.
+            await stream.do_handshake()
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+        return stream
 
 
 async def _run_websocket(
     stream: _WatchedStream,
     address: Address,
+    token: str | None,
     task_status: trio.TaskStatus[WebSocketConnection] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Upgrade, and hold the library's reader, until the connection ends.
@@ -230,6 +278,7 @@ async def _run_websocket(
     Not the library's own opening: after a refusal that leaves its socket for the garbage collector.
     """
     connection = None
+    headers = [] if token is None else [(b"Authorization", b"Bearer " + token.encode())]
     try:
         async with trio.open_nursery() as nursery:
             with trio.CancelScope() as handshake:
@@ -239,6 +288,7 @@ async def _run_websocket(
                     cast("trio.SocketStream", stream),
                     address.host_header,
                     address.resource,
+                    extra_headers=headers,
                     receive_buffer_size=RECEIVE_BYTES,
                     message_queue_size=QUEUED_MESSAGES,
                     max_message_size=MAX_MESSAGE_BYTES,
@@ -294,10 +344,14 @@ def _say(error: Exception) -> str:
         case ConnectionRejected(status_code=status, body=body):
             detail = (body or b"").decode(errors="replace").strip()
             return f"the server answered HTTP {status}{detail and ': ' + detail}"
+        case trio.BrokenResourceError(__cause__=ssl.SSLCertVerificationError() as cause):
+            return f"its certificate is not trusted: {cause.verify_message}; --tls-ca names whom to trust"
+        case trio.BrokenResourceError():
+            return "the connection ended in the TLS handshake; does a server with wss:// listen there?"
         case OSError(__cause__=ExceptionGroup(exceptions=[OSError() as first, *_])):
             reason = os.strerror(first.errno) if first.errno else str(first)
             return f"{reason}; is a server listening there?"
         case ValueError():
-            return f"{error}; expected `ws://HOST:PORT`"
+            return f"{error}; expected `ws://HOST:PORT`, `wss://HOST:PORT` or `unix:///PATH`"
         case _:
             return f"{error}"

@@ -9,19 +9,24 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from functools import partial, wraps
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, TypeVar
 
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from ._detach_keys import DEFAULT_KEYS, BadKeys, parse_keys
-from ._listen_address import ListenRefused, check_exposure, parse_listen_url
+from ._listen_address import ListenAddress, ListenRefused, TcpAddress, check_exposure, parse_listen_url
 from ._version import __version__
 
 if TYPE_CHECKING:
+    import socket
+
     from tsupervise_protocol.messages import Limits, SignalName
 
+    from ._listener import ListenOptions
+    from ._way_in import WayIn
+    from ._ws_auth import AuthOptions
     from .client import Client
 
 _STDIN_CLOSE_VARIABLES = ("TSUPERVISE_EXIT_ON_STDIN_CLOSE", "CODEX_EXEC_SERVER_EXIT_ON_STDIN_CLOSE")
@@ -114,8 +119,95 @@ def main(ctx: click.Context) -> None:
     default="ws://127.0.0.1:0",
     metavar="URL",
     show_default=True,
-    help="ws://IP:PORT (port 0: any free one, printed as the one line on stdout), stdio, or systemd for a "
-    "socket that is passed.",
+    help="ws://IP:PORT (port 0: any free one, printed as the one line on stdout), wss://IP:PORT, unix:///PATH, "
+    "stdio, or systemd for a socket that is passed.",
+)
+@click.option(
+    "--ws-auth",
+    type=click.Choice(["capability-token", "signed-bearer-token"]),
+    metavar="MODE",
+    help="Ask every peer for a token: capability-token (one secret for all) or signed-bearer-token (JSON Web "
+    "Tokens, HS256). Without it, only the user that the daemon runs as and root may connect.",
+)
+@click.option("--ws-token-file", metavar="PATH", help="capability-token: a file with the token.")
+@click.option("--ws-token-sha256", metavar="HEX", help="capability-token: the SHA-256 of the token instead.")
+@click.option(
+    "--ws-shared-secret-file",
+    metavar="PATH",
+    help="signed-bearer-token: a file with the secret that tokens are signed with, 32 bytes at least.",
+)
+@click.option("--ws-issuer", metavar="NAME", help="signed-bearer-token: the `iss` that a token must have.")
+@click.option("--ws-audience", metavar="NAME", help="signed-bearer-token: what its `aud` must be or contain.")
+@click.option(
+    "--ws-max-clock-skew-seconds",
+    type=click.IntRange(min=0, max=(1 << 64) - 1),
+    metavar="S",
+    help="signed-bearer-token: how far clocks may be apart.  [default: 30]",
+)
+@click.option(
+    "--tls-cert", metavar="PATH", help="wss: the certificate, with those that lead to its root; PEM."
+)
+@click.option("--tls-key", metavar="PATH", help="wss: its key, not encrypted; PEM.")
+@click.option(
+    "--allow-other-users",
+    is_flag=True,
+    help="Let all users of this machine connect without a token, and run programs as this user.",
+)
+@click.option(
+    "--max-connections",
+    type=click.IntRange(min=1),
+    default=512,
+    metavar="N",
+    show_default=True,
+    help="Connections at a time; more are answered 503.",
+)
+@click.option(
+    "--max-sessions",
+    type=click.IntRange(min=1),
+    default=4096,
+    metavar="N",
+    show_default=True,
+    help="Sessions at a time, detached ones included.",
+)
+@click.option(
+    "--max-processes",
+    type=click.IntRange(min=1),
+    default=4096,
+    metavar="N",
+    show_default=True,
+    help="Processes at a time, of all sessions.",
+)
+@click.option(
+    "--max-session-processes",
+    type=click.IntRange(min=1),
+    default=1024,
+    metavar="N",
+    show_default=True,
+    help="Processes at a time, of one session.",
+)
+@click.option(
+    "--max-open-requests",
+    type=click.IntRange(min=1),
+    default=2048,
+    metavar="N",
+    show_default=True,
+    help="Requests of one connection that wait at a time.",
+)
+@click.option(
+    "--max-open-bytes",
+    type=click.IntRange(min=0),
+    default=64 << 20,
+    metavar="N",
+    show_default=True,
+    help="Bytes of requests of one connection that wait at a time.",
+)
+@click.option(
+    "--handshake-timeout",
+    type=_Seconds(min=0),
+    default=10.0,
+    metavar="S",
+    show_default=True,
+    help="How long a peer may take for its HTTP request, and again for `initialize`, in seconds.",
 )
 @click.option(
     "--detached-ttl",
@@ -200,7 +292,9 @@ def main(ctx: click.Context) -> None:
     help="Shut down when stdin ends, as it does when the parent dies.",
 )
 @click.option(
-    "--insecure", is_flag=True, help="Listen beyond this machine, though whoever connects can run programs."
+    "--insecure",
+    is_flag=True,
+    help="Listen beyond this machine without both --ws-auth and wss: who can reach it may run programs.",
 )
 @click.option(
     "--no-cgroup",
@@ -209,6 +303,23 @@ def main(ctx: click.Context) -> None:
 )
 def run(
     listen: str,
+    ws_auth: Literal["capability-token", "signed-bearer-token"] | None,
+    ws_token_file: str | None,
+    ws_token_sha256: str | None,
+    ws_shared_secret_file: str | None,
+    ws_issuer: str | None,
+    ws_audience: str | None,
+    ws_max_clock_skew_seconds: int | None,
+    tls_cert: str | None,
+    tls_key: str | None,
+    allow_other_users: bool,
+    max_connections: int,
+    max_sessions: int,
+    max_processes: int,
+    max_session_processes: int,
+    max_open_requests: int,
+    max_open_bytes: int,
+    handshake_timeout: float,
     detached_ttl: float,
     retention: float,
     retained_bytes: int,
@@ -240,22 +351,25 @@ def run(
     passed = None
     if spill_dir is None and (spill_bytes is not None or spill_total_bytes is not None):
         raise click.UsageError("--spill-bytes and --spill-total-bytes need a --spill-dir")
-    try:
-        if listen == "systemd":
-            passed, address = passed_listener(handover)
-        else:
-            address = parse_listen_url(listen)
-        check_exposure(address, insecure=insecure)
-    except ListenRefused as refusal:
-        raise click.ClickException(str(refusal)) from None
 
     from ._audit_log import CannotAudit
+    from ._listener import CannotListen
     from ._log_output import log_to_stderr
     from ._settings import SPILL_BYTES, SPILL_TOTAL_BYTES, Settings
     from ._tracing import CannotTrace
+    from ._ws_auth import AuthOptions, AuthRefused
     from .errors import CannotSpill
-    from .server import CannotListen, ServerOptions, serve_forever
+    from .server import ServerOptions, serve_forever
 
+    auth = AuthOptions(
+        ws_auth,
+        ws_token_file,
+        ws_token_sha256,
+        ws_shared_secret_file,
+        ws_issuer,
+        ws_audience,
+        ws_max_clock_skew_seconds,
+    )
     settings = Settings(
         detached_ttl_s=detached_ttl,
         retention_s=retention,
@@ -264,25 +378,79 @@ def run(
         spill_dir=spill_dir,
         spill_bytes=SPILL_BYTES if spill_bytes is None else spill_bytes,
         spill_total_bytes=SPILL_TOTAL_BYTES if spill_total_bytes is None else spill_total_bytes,
+        max_sessions=max_sessions,
+        max_processes=max_processes,
+        max_session_processes=max_session_processes,
+        max_open_requests=max_open_requests,
+        max_open_bytes=max_open_bytes,
     )
-    log_to_stderr(log_level, as_json=log_format == "json")
     try:
+        if listen == "systemd":
+            passed, address = passed_listener(handover, encrypted=tls_cert is not None)
+        else:
+            address = parse_listen_url(listen)
+        auth.check()
+        check_exposure(address, has_auth=ws_auth is not None, insecure=insecure)
+        door = _door(
+            address,
+            auth,
+            (tls_cert, tls_key),
+            allow_other_users=allow_other_users,
+            max_connections=max_connections,
+            handshake_s=handshake_timeout,
+            passed=passed,
+        )
+        log_to_stderr(log_level, as_json=log_format == "json")
         code = serve_forever(
             ServerOptions(
-                address,
+                door,
                 settings,
                 exit_on_stdin_close,
                 use_cgroups=not no_cgroup,
                 handover=handover,
-                passed=passed,
                 drain_s=drain,
                 audit_log=audit_log,
                 traces=otel,
             )
         )
-    except (CannotListen, CannotSpill, CannotAudit, CannotTrace) as refusal:
+    except (AuthRefused, CannotAudit, CannotListen, CannotSpill, CannotTrace, ListenRefused) as refusal:
         raise click.ClickException(str(refusal)) from None
     sys.exit(code)
+
+
+def _door(
+    address: ListenAddress,
+    auth: AuthOptions,
+    tls_files: tuple[str | None, str | None],
+    *,
+    allow_other_users: bool,
+    max_connections: int,
+    handshake_s: float,
+    passed: socket.socket | None,
+) -> ListenOptions | Literal["stdio"]:
+    """Read the files that the options name, and see that there is a use for what was given."""
+    from ._doorkeeper import Doorkeeper
+    from ._listener import ListenOptions, load_certificate
+    from ._ws_auth import AuthRefused, read_auth
+
+    cert, key = tls_files
+    tls = None
+    if isinstance(address, TcpAddress) and address.encrypted:
+        if cert is None or key is None:
+            text = f"unsupported --listen URL `{address.url}` without both --tls-cert and --tls-key"
+            raise ListenRefused(text)
+        tls = load_certificate(cert, key)
+    elif cert is not None or key is not None:
+        raise ListenRefused("--tls-cert and --tls-key are for a wss:// listener")
+    if address == "stdio":
+        if auth.mode is not None:
+            raise AuthRefused("--ws-auth is for listeners: on stdio there is one peer, who has started us")
+        return "stdio"
+    is_beyond = isinstance(address, TcpAddress) and not address.is_loopback
+    # Beyond this machine nobody knows users; who listens there without a token has said --insecure.
+    doorkeeper = Doorkeeper(read_auth(auth), allow_other_users or is_beyond, max_connections)
+    socket_mode = 0o666 if allow_other_users else 0o600
+    return ListenOptions(address, doorkeeper, tls, socket_mode, handshake_s, passed)
 
 
 def _parse_env(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:
@@ -293,20 +461,82 @@ def _parse_env(ctx: click.Context, param: click.Parameter, values: Sequence[str]
     return {name: value for name, _, value in pairs}
 
 
-_url = click.option(
-    "--url",
-    envvar="TSUPERVISE_URL",
-    metavar="URL",
-    help="The daemon; without it, the one that you have running.",
-)
+_AnyFunction = TypeVar("_AnyFunction", bound=Callable[..., Any])
+
+
+def _way_in_options(command: _AnyFunction) -> _AnyFunction:
+    """The options of commands that connect to a daemon; `_way_in` makes of their values what `connect` takes."""
+    for option in (
+        click.option(
+            "--insecure-token", is_flag=True, help="Send the token to another machine even without wss."
+        ),
+        click.option(
+            "--tls-ca",
+            envvar="TSUPERVISE_TLS_CA",
+            metavar="PATH",
+            help="wss: whom to trust instead of the authorities of this system; PEM.",
+        ),
+        click.option(
+            "--token-file",
+            envvar="TSUPERVISE_TOKEN_FILE",
+            metavar="PATH",
+            help="A file with the token that the daemon asks for, read anew for each connection.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _way_in(token_file: str | None, tls_ca: str | None, insecure_token: bool) -> WayIn:
+    way_in: WayIn = {"token_file": token_file, "insecure_token": insecure_token}
+    if tls_ca is not None:
+        import ssl
+
+        try:
+            way_in["ssl_context"] = ssl.create_default_context(cafile=tls_ca)
+        except OSError as error:
+            reason = error.strerror if isinstance(error, FileNotFoundError | PermissionError) else str(error)
+            raise click.ClickException(f"cannot use --tls-ca {tls_ca}: {reason}") from None
+    return way_in
+
+
+class _Daemon(NamedTuple):
+    """The one that a command is for."""
+
+    url: str | None
+    """None for the one that this user has running."""
+    way_in: WayIn
+
+
+def _at_daemon(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that name a daemon, and what comes of them as `daemon`."""
+
+    @wraps(command)
+    def with_daemon(
+        *, url: str | None, token_file: str | None, tls_ca: str | None, insecure_token: bool, **others: Any
+    ) -> None:
+        command(daemon=_Daemon(url, _way_in(token_file, tls_ca, insecure_token)), **others)
+
+    return click.option(
+        "--url",
+        envvar="TSUPERVISE_URL",
+        metavar="URL",
+        help="The daemon; without it, the one that you have running.",
+    )(_way_in_options(with_daemon))
+
+
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON, with the names of the protocol.")
 
 
 def _complete_id(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     from ._completion import known_processes
 
-    url: str | None = ctx.params.get("url")
-    return [CompletionItem(name, help=text) for name, text in known_processes(url, incomplete)]
+    url, token_file, tls_ca = (ctx.params.get(name) for name in ("url", "token_file", "tls_ca"))
+    try:
+        way_in = _way_in(token_file, tls_ca, bool(ctx.params.get("insecure_token")))
+    except click.ClickException:
+        return []
+    return [CompletionItem(name, help=text) for name, text in known_processes(url, way_in, incomplete)]
 
 
 def _complete_file(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -386,6 +616,7 @@ def _limit_options(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--json", "as_json", is_flag=True, help="With --detach: print the IDs as JSON.")
 @_limit_options
+@_way_in_options
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, shell_complete=_complete_file)
 def exec_(
     url: str | None,
@@ -397,6 +628,9 @@ def exec_(
     name: str | None,
     interactive: bool,
     as_json: bool,
+    token_file: str | None,
+    tls_ca: str | None,
+    insecure_token: bool,
     command: tuple[str, ...],
     timeout: float | None,
     **limits: Any,
@@ -424,14 +658,15 @@ def exec_(
     # Whoever runs it is on this machine.
     if url is None and (detach or cwd is not None):
         cwd = os.path.abspath(cwd or ".")
-    options = ExecOptions(command, url, tty, cwd, env, recovery, timeout, _limits(**limits))
+    way_in = _way_in(token_file, tls_ca, insecure_token)
+    options = ExecOptions(command, url, tty, cwd, env, recovery, way_in, timeout, _limits(**limits))
     if not detach:
         sys.exit(run_exec(options))
 
     from ._brief_commands import start_detached
 
     start = partial(start_detached, options=options, name=name, interactive=interactive, as_json=as_json)
-    _run_at(url, "exec", start, leaves_session=True)
+    _run_at(_Daemon(url, way_in), "exec", start, leaves_session=True)
 
 
 def _limits(
@@ -462,10 +697,10 @@ def _limits(
 
 
 @main.command()
-@_url
+@_at_daemon
 @_json
 @click.option("-a", "--all", "closed_too", is_flag=True, help="Also those that are closed.")
-def ps(url: str | None, as_json: bool, closed_too: bool) -> None:
+def ps(daemon: _Daemon, as_json: bool, closed_too: bool) -> None:
     """List the processes of all clients, oldest first.
 
     Like `docker ps`, it leaves out those that have ended and whose output is complete (state `closed`), unless
@@ -476,18 +711,18 @@ def ps(url: str | None, as_json: bool, closed_too: bool) -> None:
     """
     from ._brief_commands import list_processes
 
-    _run_at(url, "ps", partial(list_processes, closed_too=closed_too, as_json=as_json))
+    _run_at(daemon, "ps", partial(list_processes, closed_too=closed_too, as_json=as_json))
 
 
 @main.command()
-@_url
+@_at_daemon
 @click.option("-f", "--follow", is_flag=True, help="Go on with what it writes, until it is closed.")
 @click.option(
     "-n", "--lines", type=click.IntRange(min=0), metavar="LINES", help="Only so many of the last lines."
 )
 @_json
 @_id
-def logs(url: str | None, follow: bool, lines: int | None, as_json: bool, name: str) -> None:
+def logs(daemon: _Daemon, follow: bool, lines: int | None, as_json: bool, name: str) -> None:
     """Print what a process has written, as far as it is retained.
 
     What it wrote to stderr comes on stderr. A gap is told on stderr. With --json, there is one object in
@@ -496,7 +731,7 @@ def logs(url: str | None, follow: bool, lines: int | None, as_json: bool, name: 
     """
     from ._logs_command import print_logs
 
-    _run_at(url, "logs", partial(print_logs, name=name, lines=lines, follow=follow, as_json=as_json))
+    _run_at(daemon, "logs", partial(print_logs, name=name, lines=lines, follow=follow, as_json=as_json))
 
 
 def _parse_keys(ctx: click.Context, param: click.Parameter, value: str) -> bytes:
@@ -507,7 +742,7 @@ def _parse_keys(ctx: click.Context, param: click.Parameter, value: str) -> bytes
 
 
 @main.command()
-@_url
+@_at_daemon
 @click.option(
     "--detach-keys",
     "keys",
@@ -518,7 +753,7 @@ def _parse_keys(ctx: click.Context, param: click.Parameter, value: str) -> bytes
     help="What to press to leave.",
 )
 @_id
-def attach(url: str | None, keys: bytes, name: str) -> None:
+def attach(daemon: _Daemon, keys: bytes, name: str) -> None:
     """See and use a process from this terminal.
 
     It begins with a screen of recent output. The detach keys leave the process running, and so does closing
@@ -529,7 +764,7 @@ def attach(url: str | None, keys: bytes, name: str) -> None:
     """
     from ._attach_command import attach as run
 
-    _run_at(url, "attach", partial(run, name=name, keys=keys))
+    _run_at(daemon, "attach", partial(run, name=name, keys=keys))
 
 
 _SIGNALS = {
@@ -560,7 +795,7 @@ def _complete_signal(ctx: click.Context, param: click.Parameter, incomplete: str
 
 
 @main.command()
-@_url
+@_at_daemon
 @click.option(
     "-s",
     "--signal",
@@ -574,7 +809,7 @@ def _complete_signal(ctx: click.Context, param: click.Parameter, incomplete: str
 )
 @_json
 @_ids
-def kill(url: str | None, signal_name: SignalName, as_json: bool, names: tuple[str, ...]) -> None:
+def kill(daemon: _Daemon, signal_name: SignalName, as_json: bool, names: tuple[str, ...]) -> None:
     """Send a signal to processes.
 
     It goes to the process group; on a terminal to its foreground group. KILL takes with it whatever else
@@ -582,25 +817,25 @@ def kill(url: str | None, signal_name: SignalName, as_json: bool, names: tuple[s
     """
     from ._brief_commands import send_signal
 
-    _run_at(url, "kill", partial(send_signal, names=names, signal=signal_name, as_json=as_json))
+    _run_at(daemon, "kill", partial(send_signal, names=names, signal=signal_name, as_json=as_json))
 
 
 @main.command()
-@_url
+@_at_daemon
 @_json
 @_id
-def wait(url: str | None, as_json: bool, name: str) -> None:
+def wait(daemon: _Daemon, as_json: bool, name: str) -> None:
     """Wait until a process has ended, and exit as it did."""
     from ._brief_commands import wait_for
 
-    _run_at(url, "wait", partial(wait_for, name=name, as_json=as_json))
+    _run_at(daemon, "wait", partial(wait_for, name=name, as_json=as_json))
 
 
 @main.command()
-@_url
+@_at_daemon
 @_json
 @_ids
-def end(url: str | None, as_json: bool, names: tuple[str, ...]) -> None:
+def end(daemon: _Daemon, as_json: bool, names: tuple[str, ...]) -> None:
     """End whole sessions: kill their processes, and forget them and their output.
 
     A session is named by its id, or by the ID of any of its processes. For a process from `exec --detach`,
@@ -609,26 +844,26 @@ def end(url: str | None, as_json: bool, names: tuple[str, ...]) -> None:
     """
     from ._brief_commands import end_sessions
 
-    _run_at(url, "end", partial(end_sessions, names=names, as_json=as_json))
+    _run_at(daemon, "end", partial(end_sessions, names=names, as_json=as_json))
 
 
 @main.command()
-@_url
+@_at_daemon
 @_json
-def status(url: str | None, as_json: bool) -> None:
+def status(daemon: _Daemon, as_json: bool) -> None:
     """Print what the daemon is and holds."""
     from ._brief_commands import show_status
 
-    _run_at(url, "status", partial(show_status, as_json=as_json))
+    _run_at(daemon, "status", partial(show_status, as_json=as_json))
 
 
 def _run_at(
-    url: str | None, command: str, body: Callable[[Client], Awaitable[int]], *, leaves_session: bool = False
+    daemon: _Daemon, command: str, body: Callable[[Client], Awaitable[int]], *, leaves_session: bool = False
 ) -> NoReturn:
     from ._at_daemon import run_at_daemon
 
     name = f"tsupervise {command}"
-    sys.exit(run_at_daemon(url, body, client_name=name, leaves_session=leaves_session))
+    sys.exit(run_at_daemon(*daemon, body, client_name=name, leaves_session=leaves_session))
 
 
 @main.command()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import secrets
+import ssl
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from functools import partial
@@ -71,6 +72,7 @@ from ._process_table import ProcessTable
 from ._recovery import RECOVERY_S
 from ._remote_process import RemoteProcess
 from ._run_command import MAX_OUTPUT_BYTES, complete, raise_if_failed
+from ._way_in import Credentials
 from ._websocket_client import SILENCE_S, open_websocket_channel
 from .completed import Completed
 from .errors import (
@@ -612,6 +614,10 @@ async def connect(
     *,
     client_name: str = "tsupervise",
     resume_session_id: str | None = None,
+    token: str | None = None,
+    token_file: str | os.PathLike[str] | None = None,
+    ssl_context: ssl.SSLContext | None = None,
+    insecure_token: bool = False,
     recovery_s: float = RECOVERY_S,
     silence_s: float = SILENCE_S,
 ) -> AsyncGenerator[Client]:
@@ -622,9 +628,13 @@ async def connect(
     time, and so do processes that were started by `Client.start` and have not ended.
 
     Args:
-        url: `ws://HOST:PORT`, as a server prints it.
+        url: `ws://HOST:PORT`, `wss://HOST:PORT` or `unix:///PATH`, as a server prints it.
         client_name: what the server may log.
         resume_session_id: the session to go on with, a new one if None.
+        token: what the server's `--ws-auth` asks for.
+        token_file: a file with it instead, read anew for each connection, so that it may be renewed.
+        ssl_context: whom to believe with `wss://`; None for the authorities that this system trusts.
+        insecure_token: send the token to another machine even if it is not encrypted.
         recovery_s: how long the client tries to come back after each disconnect, in seconds, before it
             fails for good; 0 to fail at once.
         silence_s: how long the server may say nothing, though it was pinged, before the connection is taken
@@ -633,11 +643,12 @@ async def connect(
     Raises:
         ConnectFailed: nobody listens there, or not for this protocol, or no answer came in time.
         ServerRefused: the handshake was refused, as with a session that is not known any more.
-        ValueError: `silence_s` is not above 0.
+        ValueError: `silence_s` is not above 0; both `token` and `token_file`, or a token that no header can carry.
     """
     if not silence_s > 0:
         raise ValueError(f"silence_s must be above 0 (math.inf for never), got {silence_s!r}")
-    opener = partial(open_websocket_channel, url, silence_s=silence_s)
+    credentials = Credentials(token, token_file, ssl_context, insecure_token)
+    opener = partial(open_websocket_channel, url, silence_s=silence_s, credentials=credentials)
     async with _open(opener, client_name, resume_session_id, recovery_s) as client:
         yield client
 
