@@ -264,6 +264,8 @@ async def test_a_process_keeps_to_its_budget(tmp_path: Path) -> None:
             assert code == 0
             await assert_newest_is_readable(peer, "p", count, 8 * MIB)
             await until(lambda: spilled_blocks_bytes(listening_pid(daemon)) <= 9 * MIB)
+            status = (await peer.request("operator/status")).ok()
+            assert 4 * MIB < status["spilledBytes"] <= 8 * MIB < status["spillTotalBytes"]
     assert log.read_text().count("the oldest is dropped") == 1
 
 

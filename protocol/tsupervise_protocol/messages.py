@@ -333,6 +333,10 @@ class OperatorStatusResult(Message, frozen=True):
     """Output retained for all processes, with what its bookkeeping takes."""
     retained_total_bytes: int
     """The bound on it."""
+    spilled_bytes: int = 0
+    """What all spill files take."""
+    spill_total_bytes: int = 0
+    """The bound on it; 0 where nothing is spilled."""
 
 
 class OperatorReadParams(ReadRange, frozen=True, kw_only=True):

@@ -165,6 +165,8 @@ class Supervisor:
             processes=dict(Counter(process.state_name for _, process in self._index.values())),
             retained_bytes=self._retained.bytes,
             retained_total_bytes=self.settings.retained_total_bytes,
+            spilled_bytes=self.spilled_bytes,
+            spill_total_bytes=0 if self._spill_space is None else self.settings.spill_total_bytes,
         )
 
     def kill_all(self) -> None:
