@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -98,10 +97,15 @@ async def test_a_start_that_its_caller_gives_up_leaves_nothing(daemon: Daemon) -
     with trio.fail_after(PATIENCE_S):
         async with connect(daemon.url) as client:
             taken = client._processes  # pyright: ignore[reportPrivateUsage]
+
+            async def start(process_id: str) -> None:
+                process = await client.start(["sleep", marker], process_id=process_id)
+                await process.end()  # it was faster than who gave it up
+
             for yields in range(6):
                 process_id = f"p{yields}"
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(partial(client.start, ["sleep", marker], process_id=process_id))
+                    nursery.start_soon(start, process_id)
                     for _ in range(yields):
                         await trio.lowlevel.checkpoint()
                     nursery.cancel_scope.cancel()

@@ -71,6 +71,18 @@ def test_forgetting_gives_everything_back() -> None:
     assert (total.bytes // UNIT, weight(live)) == (0, 0)
 
 
+def test_who_has_no_file_does_not_count_on_that_of_another() -> None:
+    """A closed log that is being moved takes its time, and nothing else would hold up who grows meanwhile."""
+    total = RetainedTotal(limit=10 * UNIT)
+    closed, live = EventLog(), EventLog()
+    append(total, closed, 6)
+    close(total, closed)
+    closed.relieve = lambda: True
+    for _ in range(4):
+        append(total, live, 2)
+    assert [weight(log) for log in (closed, live)] == [6, 4]
+
+
 def test_a_forgotten_log_is_not_taken_from() -> None:
     """A closed log that was forgotten or emptied is passed over, and the next closed one gives."""
     total = RetainedTotal(limit=10 * UNIT)

@@ -410,6 +410,10 @@ class OperatorStatusResult(Message, frozen=True):
     """The bound on it."""
     containment: str
     """As in `EnvironmentInfo`."""
+    spilled_bytes: int = 0
+    """What all spill files take."""
+    spill_total_bytes: int = 0
+    """The bound on it; 0 where nothing is spilled."""
 
 
 class OperatorReadParams(ReadRange, frozen=True, kw_only=True):

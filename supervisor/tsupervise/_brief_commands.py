@@ -125,6 +125,7 @@ def _facts(status: OperatorStatusResult, now_ms: int) -> Mapping[str, str]:
     if status.sessions:
         sessions += f" ({status.sessions_attached} attached, {status.sessions_kept} kept)"
     processes = ", ".join(f"{count} {state}" for state, count in status.processes.items() if count)
+    spilled = f"{size_text(status.spilled_bytes)} of {size_text(status.spill_total_bytes)}"
     return {
         "listens at": status.listen or "-",
         "version": status.version,
@@ -133,6 +134,7 @@ def _facts(status: OperatorStatusResult, now_ms: int) -> Mapping[str, str]:
         "sessions": sessions,
         "processes": processes or "none",
         "retained": f"{size_text(status.retained_bytes)} of {size_text(status.retained_total_bytes)}",
+        **({"spilled": spilled} if status.spill_total_bytes else {}),
     }
 
 

@@ -212,10 +212,6 @@ async def _read_later(peer: Peer, process: Process, params: ReadRange) -> ReadRe
     with trio.move_on_after((params.wait_ms or 0) / 1000):
         while not process.has_news(params):
             await process.wait_changed()
-    if process.state is State.GONE:
-        raise RpcError(
-            ErrorCode.INVALID_REQUEST, f"process {process.process_id} has been forgotten meanwhile"
-        )
     # A large answer is made only when there is room for it, so that parked reads take no memory.
     await peer.outbox.wait_for_reply_room()
     result = process.read(params)
@@ -224,6 +220,10 @@ async def _read_later(peer: Peer, process: Process, params: ReadRange) -> ReadRe
         async with peer.outbox.large_reply:
             await peer.outbox.wait_for_reply_room()
             result = process.read(params) or await process.read_file(params)
+    if process.state is State.GONE:
+        raise RpcError(
+            ErrorCode.INVALID_REQUEST, f"process {process.process_id} has been forgotten meanwhile"
+        )
     _ = peer.session  # it may have been resumed by another connection meanwhile
     return result
 

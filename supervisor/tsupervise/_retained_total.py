@@ -28,14 +28,17 @@ class RetainedTotal:
         """The footprint of a log has grown by `difference` bytes (or shrunk, if negative).
 
         With no closed process left to take from, the log that grew gives up its own oldest output. A log that
-        has a file is relieved instead, which takes its time: until then `is_exceeded` holds up who grows.
+        has a file is relieved instead, which takes its time: until then `is_exceeded` holds up who grows. Who has
+        no file (any more) is not held up, and gives up its own.
         """
         self.bytes += difference
         while self.is_exceeded:
             self._skip_empty()
             victim = self._closed[0] if self._closed else log
             if victim.relieve is not None and victim.relieve():
-                return
+                if log.relieve is not None:
+                    return
+                victim = log
             freed = victim.drop_oldest()
             if not freed:
                 return

@@ -225,6 +225,8 @@ class Supervisor:
             retained_bytes=self._retained.bytes,
             retained_total_bytes=self.settings.retained_total_bytes,
             containment=self.containment.kind,
+            spilled_bytes=self.spilled_bytes,
+            spill_total_bytes=0 if self._spill_space is None else self.settings.spill_total_bytes,
         )
 
     def metrics_text(self) -> str:

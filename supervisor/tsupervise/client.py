@@ -93,6 +93,7 @@ REPEATED = frozenset(
     {
         *("process/read", "process/write", "operator/read", "operator/write"),
         *("operator/wait", "operator/list", "operator/status", "session/keep"),
+        *("process/list", "environment/info", "environment/status"),
     }
 )
 """What is asked again after a disconnect: a read changes nothing, a write carries an id by which the server
