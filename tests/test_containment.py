@@ -163,12 +163,13 @@ async def test_one_look_serves_all_who_wait(
         return real(self, keys)
 
     monkeypatch.setattr(Containment, "_look", counted)
+    # While processes come and go elsewhere on the machine a look may be in vain.
+    monkeypatch.setattr(_containment, "LOOKS_IN_VAIN", 1)
     children = [start(containment, "sleep", "60")[1] for _ in range(20)]
     async with trio.open_nursery() as nursery:
         for child in children:
             nursery.start_soon(child.destroy)
-    # Each look may be in vain while processes come and go elsewhere.
-    assert looks <= 3 * _containment.LOOKS_IN_VAIN
+    assert looks <= 5
 
 
 def fill_descriptors(stack: ExitStack) -> None:
@@ -213,9 +214,8 @@ def test_who_may_not_be_killed_is_named_once_and_not_waited_for() -> None:
                 raise PermissionError(1, "Operation not permitted")
             real(pidfd, number, *more)
         signal.pidfd_send_signal = refuse
-        with trio.fail_after(4):
-            await containment.sweep(other.enclosure.tag)
-            await containment.sweep(other.enclosure.tag)
+        await containment.sweep(other.enclosure.tag)
+        await containment.sweep(other.enclosure.tag)
         signal.pidfd_send_signal = real
         print(other.has_exited())
         await other.destroy(); await child.destroy()
@@ -223,6 +223,7 @@ def test_who_may_not_be_killed_is_named_once_and_not_waited_for() -> None:
     )
     assert told.stdout == "False\n"
     assert told.stderr.count("may not be killed") == 1
+    assert "does not die" not in told.stderr, "it was waited for"
 
 
 @pytest.mark.case(150)
@@ -284,7 +285,8 @@ def in_own_process(body: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.case(150)
 async def test_a_dead_process_whose_tracer_looks_away_does_not_stop_the_daemon(trees: Trees) -> None:
-    """Its end is told to the tracer first. Others are served meanwhile; terminate ends the tracer, too."""
+    """Its end is told to the tracer first, and then to us: others are served meanwhile, terminate ends the tracer,
+    and the exit code is its own."""
     script = (
         "import ctypes, os, signal, sys, time\n"
         "leader = os.getpid()\n"
@@ -293,19 +295,20 @@ async def test_a_dead_process_whose_tracer_looks_away_does_not_stop_the_daemon(t
         "    assert ctypes.CDLL(None).ptrace(0x4206, leader, 0, 0) == 0\n"  # PTRACE_SEIZE
         "    print('up', flush=True)\n"
         "    time.sleep(600)\n"
-        "time.sleep(600)\n"
+        "sys.stdin.readline()\n"
+        "os._exit(5)\n"
     )
     with running(start_daemon("ours", "--no-cgroup")) as daemon:
         async with connect(daemon.url) as peer:
-            answer = (await peer.start("p", sys.executable, "-c", script)).ok()
+            (await peer.start("p", sys.executable, "-c", script, pipeStdin=True)).ok()
             await peer.until_output("p", b"up")
             row = (await peer.request("process/list")).ok()["processes"][0]
-            assert row["uid"] == answer["uid"]
-            os.kill(row["pid"], signal.SIGKILL)
+            (await peer.write("p", b"go\n", "1")).ok()
+            await until(lambda: status_field(row["pid"], "State").startswith("Z"))
             assert await peer.run("q", "echo", "hi") == (0, b"hi\n")
             (await peer.terminate("p")).ok()
             await peer.until_closed("p")
-            assert (await peer.until_exited("p"))["exitCode"] == 137
+            assert (await peer.until_exited("p"))["exitCode"] == 5
 
 
 # --- control groups --------------------------------------------------------------------------------------
