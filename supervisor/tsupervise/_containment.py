@@ -48,6 +48,9 @@ SWEEP_S = 5.0
 DEATH_S = 0.25
 """How long one look waits for those that it has killed, before the next one looks again."""
 
+QUIET_LOOKS = 3
+"""Looks at all processes of the machine that must find nothing: a list of them is made while they change."""
+
 LOOKS_IN_VAIN = 30
 """Looks that must find nothing in a row, while somebody comes and goes between one and the next."""
 
@@ -271,11 +274,17 @@ class Containment:
             self._keep_spares()
         for sweep in sweeps:
             sweep.looks_in_vain = 0 if sweep.key in hunt.keys else sweep.looks_in_vain + 1
-            sweep.is_clean = sweep.looks_in_vain >= (LOOKS_IN_VAIN if hunt.somebody_fled else 1)
+            sweep.is_clean = sweep.looks_in_vain >= self._looks_needed(hunt)
         # Before the next look: what may come from nowhere else is its to find.
         clean = {sweep.key for sweep in sweeps if sweep.is_clean}
         self._origins = {tag for tag in self._origins if not _key_of(tag, clean)}
         await trio.lowlevel.checkpoint()
+
+    def _looks_needed(self, hunt: _Hunt) -> int:
+        """How many looks in a row must find nothing, by the last of them."""
+        if self.is_subreaper:
+            return 1  # nobody gets past it: the dead stay until they are reaped here
+        return LOOKS_IN_VAIN if hunt.somebody_fled else QUIET_LOOKS
 
     def kill_everything(self) -> None:
         """SIGKILL to all that one look finds, without waiting: for leaving in a hurry."""
@@ -348,10 +357,10 @@ class Containment:
             self._known = set(pids)
             for pid in reversed(pids):
                 tag = tag_of(pid)
-                if tag == GONE:
-                    # One that was there at the last look was no member then.
-                    self._somebody_fled |= pid not in known
-                elif key := _key_of(tag, keys) or self._key_by_session(pid, keys):
+                key = _key_of(tag, keys) or self._key_by_session(pid, keys)
+                # One that was there at the last look was looked at then.
+                self._somebody_fled |= pid not in known and (tag == GONE or key != 0)
+                if key:
                     yield pid, key, partial(self._is_marked, key)
 
     def _orphans(self) -> list[int]:
@@ -438,7 +447,7 @@ class _Hunt:
         self.keys: set[int] = set()
         """The keys for which there was something."""
         self.somebody_fled = False
-        """Whether a process was gone before it could be looked at: it may have forked."""
+        """Whether a process may have been gone before it could be looked at: it may have forked."""
         self.awaited: list[int] = []
         """Descriptors of those that were killed, or of enough of them."""
         self._refused = refused
