@@ -77,6 +77,7 @@ class Enclosure:
         self.leader = 0
         """The number of the process itself, while it is unreaped and the number so its own."""
         self._containment = containment
+        self._joined = False
 
     @contextmanager
     def around_spawn(self) -> Generator[None]:
@@ -85,13 +86,17 @@ class Enclosure:
             yield
 
     def started(self, pid: int) -> None:
-        """The process is there, and will be reaped by its owner."""
+        """The process is there, and will be reaped by its owner. `join` should follow soon."""
         self.leader = pid
         self._containment.started(self)
-        if self.leaf is not None:
+
+    def join(self) -> None:
+        """Move the process into its control group, if it has one: that can take a millisecond."""
+        if self.leaf is not None and self.leader and self._containment.has_leaf(self):
+            self._joined = True
             try:
-                self.leaf.join(pid)
-                for descendant in descendants_of(pid):  # those that it has forked before
+                self.leaf.join(self.leader)
+                for descendant in descendants_of(self.leader):  # those that it has forked before
                     self.leaf.join(descendant)
             except ProcessLookupError:
                 pass  # it is dead already
@@ -107,12 +112,13 @@ class Enclosure:
         """SIGKILL to what can be reached at once; a sweep finds the rest."""
         if self.leaf is not None:
             self.leaf.kill()
-        elif self.leader:
+        if self.leader and not self._joined:
             self._containment.kill_family(self)
 
     async def sweep(self) -> None:
         """Kill all that is in here; return when nothing is left, see `Containment.sweep`."""
-        self.kill()
+        if self.leaf is not None:
+            self.leaf.kill()
         await self._containment.sweep(self.tag)
 
     def forget(self) -> None:
@@ -199,6 +205,10 @@ class Containment:
                 self.lose_cgroups(error)
         return Enclosure(self, tag, leaf)
 
+    def has_leaf(self, enclosure: Enclosure) -> bool:
+        """Whether the control group of an enclosure is still there: it is removed by a sweep."""
+        return enclosure.tag in self._leaves
+
     def started(self, enclosure: Enclosure) -> None:
         """There is a process in an enclosure."""
         self.leaders[enclosure.leader] = enclosure.tag
@@ -227,11 +237,14 @@ class Containment:
         return self._with_room(lambda: any(_is_alive(pid) for pid, _, _ in self._suspects({session})))
 
     def kill_family(self, enclosure: Enclosure) -> None:
-        """SIGKILL to a process and its descendants; orphans are left to a sweep.
+        """SIGKILL to the descendants of a process, if it has any, and to itself; orphans are left to a sweep.
 
         To be done before the process is dead: those that have shed the tag are known by their descent.
         """
-        self._hunt({enclosure.tag}, lambda: [(enclosure.leader, enclosure.tag, _certainly)]).release()
+        leader = enclosure.leader
+        if tag_of(leader) == enclosure.tag and not self._with_room(lambda: children_of(leader)):
+            return  # its group gets the signal, and what it forks before that has the tag
+        self._hunt({enclosure.tag}, lambda: [(leader, enclosure.tag, _certainly)]).release()
 
     # --- the end of it -------------------------------------------------------------------------------
 
@@ -343,8 +356,12 @@ class Containment:
         for pid, tag in self.leaders.items():
             if key := _key_of(tag, keys):
                 yield pid, key, _certainly
-        for tag, leaf in self._leaves.items():
-            if key := _key_of(tag, keys):
+        for tag, leaf in list(self._leaves.items()):
+            if not (key := _key_of(tag, keys)):
+                continue
+            if leaf.remove():
+                del self._leaves[tag]
+            else:
                 for pid in leaf.members():
                     yield pid, key, leaf.holds
         if self.is_subreaper:
