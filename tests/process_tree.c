@@ -136,7 +136,8 @@ static void become_new_program(int with_environment) {
   char seed[24], size[12];
   snprintf(seed, sizeof seed, "%u", draw(1u << 30));
   snprintf(size, sizeof size, "%d", 3);
-  char *inner = has('q') ? "iqb" : "ib";
+  char inner[8];
+  snprintf(inner, sizeof inner, "ib%s%s", has('q') ? "q" : "", has('s') ? "s" : "");
   char *arguments[] = {(char *)self, "grow", seed, size, inner, NULL};
   char *nothing[] = {NULL};
   extern char **environ;

@@ -64,12 +64,14 @@ def test_a_tag_is_inherited_and_does_not_stay() -> None:
     tag = tags.next_process(tags.next_session())
     before = resource.getrlimit(10)
     with inherited_tag(tag):
-        shell = subprocess.Popen(["sh", "-c", "setsid sh -c 'echo; sleep 60' & wait"], stdout=subprocess.PIPE)
+        shell = subprocess.Popen(
+            ["sh", "-c", "setsid sh -c 'echo; exec sleep 60' & wait"], stdout=subprocess.PIPE
+        )
     with shell:
         assert shell.stdout is not None
         shell.stdout.readline()
         family = [shell.pid, *descendants_of(shell.pid)]
-        assert len(family) >= 3
+        assert len(family) >= 2
         assert {tag_of(pid) for pid in family} == {tag}
         assert tag_of(os.getpid()) == 0
         assert resource.getrlimit(10) == before
@@ -163,12 +165,13 @@ async def test_one_look_serves_all_who_wait(
         return real(self, keys)
 
     monkeypatch.setattr(Containment, "_look", counted)
+    # While processes come and go elsewhere on the machine a look may be in vain.
+    monkeypatch.setattr(_containment, "LOOKS_IN_VAIN", 1)
     children = [start(containment, "sleep", "60")[1] for _ in range(20)]
     async with trio.open_nursery() as nursery:
         for child in children:
             nursery.start_soon(child.destroy)
-    # Each look may be in vain while processes come and go elsewhere.
-    assert looks <= 3 * _containment.LOOKS_IN_VAIN
+    assert looks <= 10
 
 
 def fill_descriptors(stack: ExitStack) -> None:
@@ -213,9 +216,8 @@ def test_who_may_not_be_killed_is_named_once_and_not_waited_for() -> None:
                 raise PermissionError(1, "Operation not permitted")
             real(pidfd, number, *more)
         signal.pidfd_send_signal = refuse
-        with trio.fail_after(4):
-            await containment.sweep(other.enclosure.tag)
-            await containment.sweep(other.enclosure.tag)
+        await containment.sweep(other.enclosure.tag)
+        await containment.sweep(other.enclosure.tag)
         signal.pidfd_send_signal = real
         print(other.has_exited())
         await other.destroy(); await child.destroy()
@@ -223,6 +225,7 @@ def test_who_may_not_be_killed_is_named_once_and_not_waited_for() -> None:
     )
     assert told.stdout == "False\n"
     assert told.stderr.count("may not be killed") == 1
+    assert "does not die" not in told.stderr, "it was waited for"
 
 
 @pytest.mark.case(150)
@@ -284,7 +287,8 @@ def in_own_process(body: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.case(150)
 async def test_a_dead_process_whose_tracer_looks_away_does_not_stop_the_daemon(trees: Trees) -> None:
-    """Its end is told to the tracer first. Others are served meanwhile; terminate ends the tracer, too."""
+    """Its end is told to the tracer first, and then to us: others are served meanwhile, terminate ends the tracer,
+    and the exit code is its own."""
     script = (
         "import ctypes, os, signal, sys, time\n"
         "leader = os.getpid()\n"
@@ -293,19 +297,20 @@ async def test_a_dead_process_whose_tracer_looks_away_does_not_stop_the_daemon(t
         "    assert ctypes.CDLL(None).ptrace(0x4206, leader, 0, 0) == 0\n"  # PTRACE_SEIZE
         "    print('up', flush=True)\n"
         "    time.sleep(600)\n"
-        "time.sleep(600)\n"
+        "sys.stdin.readline()\n"
+        "os._exit(5)\n"
     )
     with running(start_daemon("ours", "--no-cgroup")) as daemon:
         async with connect(daemon.url) as peer:
-            answer = (await peer.start("p", sys.executable, "-c", script)).ok()
+            (await peer.start("p", sys.executable, "-c", script, pipeStdin=True)).ok()
             await peer.until_output("p", b"up")
             row = (await peer.request("process/list")).ok()["processes"][0]
-            assert row["uid"] == answer["uid"]
-            os.kill(row["pid"], signal.SIGKILL)
+            (await peer.write("p", b"go\n", "1")).ok()
+            await until(lambda: status_field(row["pid"], "State").startswith("Z"))
             assert await peer.run("q", "echo", "hi") == (0, b"hi\n")
             (await peer.terminate("p")).ok()
             await peer.until_closed("p")
-            assert (await peer.until_exited("p"))["exitCode"] == 137
+            assert (await peer.until_exited("p"))["exitCode"] == 5
 
 
 # --- control groups --------------------------------------------------------------------------------------
@@ -391,7 +396,8 @@ async def test_no_leaf_stays_behind(subtree: Subtree) -> None:
     """Ended by itself or swept, a process leaves no control group."""
     containment = Containment(owns_process=False, subtree=subtree)
     for argv in (["true"], ["sleep", "60"]):
-        _, child = start(containment, *argv)
+        enclosure, child = start(containment, *argv)
+        enclosure.join()
         assert len([entry for entry in os.scandir(subtree.path) if entry.is_dir()]) == 1
         if argv == ["true"]:
             await child.wait_exit()

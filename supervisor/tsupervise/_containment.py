@@ -49,6 +49,9 @@ SWEEP_S = 5.0
 DEATH_S = 0.25
 """How long one look waits for those that it has killed, before the next one looks again."""
 
+QUIET_LOOKS = 3
+"""Looks at all processes of the machine that must find nothing: a list of them is made while they change."""
+
 LOOKS_IN_VAIN = 30
 """Looks that must find nothing in a row, while somebody comes and goes between one and the next."""
 
@@ -79,6 +82,7 @@ class Enclosure:
         self.leader = 0
         """The number of the process itself, while it is unreaped and the number so its own."""
         self._containment = containment
+        self._joined = False
 
     @contextmanager
     def around_spawn(self) -> Generator[None]:
@@ -87,13 +91,17 @@ class Enclosure:
             yield
 
     def started(self, pid: int) -> None:
-        """The process is there, and will be reaped by its owner."""
+        """The process is there, and will be reaped by its owner. `join` should follow soon."""
         self.leader = pid
         self._containment.started(self)
-        if self.leaf is not None:
+
+    def join(self) -> None:
+        """Move the process into its control group, if it has one: that can take a millisecond."""
+        if self.leaf is not None and self.leader and self._containment.has_leaf(self):
+            self._joined = True
             try:
-                self.leaf.join(pid)
-                for descendant in descendants_of(pid):  # those that it has forked before
+                self.leaf.join(self.leader)
+                for descendant in descendants_of(self.leader):  # those that it has forked before
                     self.leaf.join(descendant)
             except ProcessLookupError:
                 pass  # it is dead already
@@ -109,12 +117,13 @@ class Enclosure:
         """SIGKILL to what can be reached at once; a sweep finds the rest."""
         if self.leaf is not None:
             self.leaf.kill()
-        elif self.leader:
+        if self.leader and not self._joined:
             self._containment.kill_family(self)
 
     async def sweep(self) -> None:
         """Kill all that is in here; return when nothing is left, see `Containment.sweep`."""
-        self.kill()
+        if self.leaf is not None:
+            self.leaf.kill()
         await self._containment.sweep(self.tag)
 
     def forget(self) -> None:
@@ -217,6 +226,10 @@ class Containment:
                 self.lose_cgroups(error)
         return Enclosure(self, tag, leaf, restraint)
 
+    def has_leaf(self, enclosure: Enclosure) -> bool:
+        """Whether the control group of an enclosure is still there: it is removed by a sweep."""
+        return enclosure.tag in self._leaves
+
     def started(self, enclosure: Enclosure) -> None:
         """There is a process in an enclosure."""
         self.leaders[enclosure.leader] = enclosure.tag
@@ -249,11 +262,14 @@ class Containment:
         return self._with_room(lambda: any(_is_alive(pid) for pid, _, _ in self._suspects({key})))
 
     def kill_family(self, enclosure: Enclosure) -> None:
-        """SIGKILL to a process and its descendants; orphans are left to a sweep.
+        """SIGKILL to the descendants of a process, if it has any, and to itself; orphans are left to a sweep.
 
         To be done before the process is dead: those that have shed the tag are known by their descent.
         """
-        self._hunt({enclosure.tag}, lambda: [(enclosure.leader, enclosure.tag, _certainly)]).release()
+        leader = enclosure.leader
+        if tag_of(leader) == enclosure.tag and not self._with_room(lambda: children_of(leader)):
+            return  # its group gets the signal, and what it forks before that has the tag
+        self._hunt({enclosure.tag}, lambda: [(leader, enclosure.tag, _certainly)]).release()
 
     # --- the end of it -------------------------------------------------------------------------------
 
@@ -296,11 +312,17 @@ class Containment:
             self._keep_spares()
         for sweep in sweeps:
             sweep.looks_in_vain = 0 if sweep.key in hunt.keys else sweep.looks_in_vain + 1
-            sweep.is_clean = sweep.looks_in_vain >= (LOOKS_IN_VAIN if hunt.somebody_fled else 1)
+            sweep.is_clean = sweep.looks_in_vain >= self._looks_needed(hunt)
         # Before the next look: what may come from nowhere else is its to find.
         clean = {sweep.key for sweep in sweeps if sweep.is_clean}
         self._origins = {tag for tag in self._origins if not _key_of(tag, clean)}
         await trio.lowlevel.checkpoint()
+
+    def _looks_needed(self, hunt: _Hunt) -> int:
+        """How many looks in a row must find nothing, by the last of them."""
+        if self.is_subreaper:
+            return 1  # nobody gets past it: the dead stay until they are reaped here
+        return LOOKS_IN_VAIN if hunt.somebody_fled else QUIET_LOOKS
 
     def kill_everything(self) -> None:
         """SIGKILL to all that one look finds, without waiting: for leaving in a hurry."""
@@ -359,8 +381,12 @@ class Containment:
         for pid, tag in self.leaders.items():
             if key := _key_of(tag, keys):
                 yield pid, key, _certainly
-        for tag, leaf in self._leaves.items():
-            if key := _key_of(tag, keys):
+        for tag, leaf in list(self._leaves.items()):
+            if not (key := _key_of(tag, keys)):
+                continue
+            if leaf.remove():
+                del self._leaves[tag]
+            else:
                 for pid in leaf.members():
                     yield pid, key, leaf.holds
         if self.is_subreaper:
@@ -373,10 +399,10 @@ class Containment:
             self._known = set(pids)
             for pid in reversed(pids):
                 tag = tag_of(pid)
-                if tag == GONE:
-                    # One that was there at the last look was no member then.
-                    self._somebody_fled |= pid not in known
-                elif key := _key_of(tag, keys) or self._key_by_session(pid, keys):
+                key = _key_of(tag, keys) or self._key_by_session(pid, keys)
+                # One that was there at the last look was looked at then.
+                self._somebody_fled |= pid not in known and (tag == GONE or key != 0)
+                if key:
                     yield pid, key, partial(self._is_marked, key)
 
     def _orphans(self) -> list[int]:
@@ -463,7 +489,7 @@ class _Hunt:
         self.keys: set[int] = set()
         """The keys for which there was something."""
         self.somebody_fled = False
-        """Whether a process was gone before it could be looked at: it may have forked."""
+        """Whether a process may have been gone before it could be looked at: it may have forked."""
         self.awaited: list[int] = []
         """Descriptors of those that were killed, or of enough of them."""
         self._refused = refused

@@ -169,6 +169,7 @@ class Process:
         child = self._child
         assert child is not None, "spawned comes before run"
         try:
+            child.enclosure.join()
             # Children of this nursery: one pump for each output stream, and for a time the feeder of stdin.
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
