@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -123,6 +124,28 @@ async def test_what_was_done_is_what_was_counted(own_daemon: Daemon) -> None:
 
 
 @pytest.mark.case(186)
+async def test_what_is_spilled_is_not_evicted_and_kills_are_counted_by_means(tmp_path: Path) -> None:
+    """Output that lies in a file is retained; who leaves the group is killed by what finds him there."""
+    options = ("--retained-bytes", "1000", "--spill-dir", str(tmp_path), "--no-cgroup")
+    with running(start_daemon("ours", *options)) as daemon:
+        async with connect(daemon.url) as peer:
+            await peer.run("flood", "head", "-c", "3000000", "/dev/zero")
+            script = "setsid -f sh -c 'echo out; sleep 600'; sleep 600"
+            (await peer.start("p", "sh", "-c", script)).ok()
+            await peer.until_output("p", b"out\n")
+            before = await counts(daemon)
+            (await peer.terminate("p")).ok()
+            await peer.until_closed("p")
+            after = await counts(daemon)
+    assert value(after, "output_evicted_bytes_total") == 0
+    assert value(after, "spilled_bytes_total") > 2_000_000
+    assert value(after, "spill_files_bytes") > 2_000_000
+    assert grown(before, after, "kills_total", means="cgroup") == 0
+    for means in ("group", "sweep"):
+        assert grown(before, after, "kills_total", means=means) >= 1
+
+
+@pytest.mark.case(186)
 async def test_no_count_grows_by_what_strangers_think_up(own_daemon: Daemon) -> None:
     """However many methods and paths are asked for, there is one line for all that are none."""
     async with connect(own_daemon.url) as peer:
@@ -193,5 +216,5 @@ def test_an_error_code_of_nobody_has_a_label_too() -> None:
     """A code that the protocol does not have is counted as `error`."""
     metrics = Metrics()
     metrics.answered("process/list", -1, 0.1)
-    now = Now("1", 0.0, False, {}, {}, ProcessBytes(), 0)
+    now = Now("1", 0.0, False, {}, {}, ProcessBytes(), 0, 0, 0, {})
     assert value(parse(metrics.render(now)), "requests_total", method="process/list", result="error") == 1

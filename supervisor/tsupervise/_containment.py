@@ -14,11 +14,12 @@ import logging
 import os
 import select
 import signal
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Literal, TypeVar, get_args
 
 import trio
 
@@ -65,6 +66,10 @@ _NO_ROOM = (errno.EMFILE, errno.ENFILE)
 
 _T = TypeVar("_T")
 
+KillMeans = Literal["cgroup", "group", "family", "sweep"]
+"""How members are killed: a control group or a process group at once; a process with its descendants, or what a
+look for members has found, one by one."""
+
 SPARE_DESCRIPTORS = 4
 """Kept for looks, which must not fail because all others are in use."""
 
@@ -82,6 +87,7 @@ class Enclosure:
         self.leader = 0
         """The number of the process itself, while it is unreaped and the number so its own."""
         self._containment = containment
+        self.kills = containment.kills
         self._joined = False
 
     @contextmanager
@@ -116,15 +122,19 @@ class Enclosure:
     def kill(self) -> None:
         """SIGKILL to what can be reached at once; a sweep finds the rest."""
         if self.leaf is not None:
-            self.leaf.kill()
+            self._kill_leaf(self.leaf)
         if self.leader and not self._joined:
             self._containment.kill_family(self)
 
     async def sweep(self) -> None:
         """Kill all that is in here; return when nothing is left, see `Containment.sweep`."""
         if self.leaf is not None:
-            self.leaf.kill()
+            self._kill_leaf(self.leaf)
         await self._containment.sweep(self.tag)
+
+    def _kill_leaf(self, leaf: Leaf) -> None:
+        leaf.kill()
+        self.kills["cgroup"] += 1
 
     def forget(self) -> None:
         """Nobody will sweep it any more, but with its session."""
@@ -190,6 +200,8 @@ class Containment:
         self._somebody_fled = False
         self._refused: set[int] = set()
         """Processes that may not be killed, and of which this has been said."""
+        self.kills = Counter[KillMeans](dict.fromkeys(get_args(KillMeans), 0))
+        """So far."""
         self._keep_spares()
         if owns_process:
             ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -269,7 +281,9 @@ class Containment:
         leader = enclosure.leader
         if tag_of(leader) == enclosure.tag and not self._with_room(lambda: children_of(leader)):
             return  # its group gets the signal, and what it forks before that has the tag
-        self._hunt({enclosure.tag}, lambda: [(leader, enclosure.tag, _certainly)]).release()
+        hunt = self._hunt({enclosure.tag}, lambda: [(leader, enclosure.tag, _certainly)])
+        self.kills["family"] += hunt.kills
+        hunt.release()
 
     # --- the end of it -------------------------------------------------------------------------------
 
@@ -361,6 +375,7 @@ class Containment:
         """Find and kill, without waiting, everything that belongs to one of the keys."""
         self._somebody_fled = False
         hunt = self._hunt(keys, lambda: self._suspects(keys))
+        self.kills["sweep"] += hunt.kills
         hunt.somebody_fled = self._somebody_fled
         if self.is_subreaper:
             # Whoever has died meanwhile may have forked before.
@@ -492,6 +507,8 @@ class _Hunt:
         """Whether a process may have been gone before it could be looked at: it may have forked."""
         self.awaited: list[int] = []
         """Descriptors of those that were killed, or of enough of them."""
+        self.kills = 0
+        """How many were killed."""
         self._refused = refused
         self._seen: set[int] = {os.getpid()}
         self._stopped: list[int] = []
@@ -543,6 +560,7 @@ class _Hunt:
         for pidfd in self._stopped:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                self.kills += 1
         self.awaited += self._stopped
         self._stopped = []
         for pidfd in (*self.awaited[MAX_AWAITED:], *self._passed_over):

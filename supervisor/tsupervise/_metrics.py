@@ -98,7 +98,10 @@ class Now:
         sessions: attached and detached ones.
         processes: by state.
         process_bytes: of the processes that are known still.
-        retained_bytes: of all processes.
+        retained_bytes: of all processes, in memory.
+        spill_files_bytes: what spill files take.
+        spilled_bytes: output that was moved to them so far.
+        kills: by means, so far.
     """
 
     version: str
@@ -108,6 +111,9 @@ class Now:
     processes: Mapping[str, int]
     process_bytes: ProcessBytes
     retained_bytes: int
+    spill_files_bytes: int
+    spilled_bytes: int
+    kills: Mapping[str, int]
 
 
 @dataclass(slots=True)
@@ -195,6 +201,11 @@ class Metrics:
             "How processes ended, and starts that failed.",
             _labelled("result", self.processes_ended),
         )
+        yield from _counter(
+            "kills",
+            "Kills by means: whole control groups and process groups; families and finds of sweeps one by one.",
+            _labelled("means", now.kills),
+        )
         yield from self._byte_lines(now)
         yield from _counter(
             "audit_lines_dropped", "Lines that the audit log has lost.", {"": self.audit_lines_dropped}
@@ -224,7 +235,13 @@ class Metrics:
         yield from _counter(
             "output_evicted_bytes", "Output that was retained no longer.", {"": total.evicted}
         )
-        yield from _family("retained_bytes", "gauge", "Output that is retained.", {"": now.retained_bytes})
+        yield from _family(
+            "retained_bytes", "gauge", "Output that is retained in memory.", {"": now.retained_bytes}
+        )
+        yield from _counter("spilled_bytes", "Output that was moved to files.", {"": now.spilled_bytes})
+        yield from _family(
+            "spill_files_bytes", "gauge", "What these files take.", {"": now.spill_files_bytes}
+        )
 
 
 _PREFIX = "tsupervise_"

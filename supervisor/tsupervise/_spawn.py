@@ -173,6 +173,7 @@ class Child:
         self._killed = True
         self.enclosure.kill()
         self.group.kill()
+        self.enclosure.kills["group"] += 1
 
     def foreground_group(self) -> int:
         """The group that a key such as ^C would reach: a terminal's foreground group, else the child's own."""

@@ -65,6 +65,8 @@ class SpillSpace:
         self.total_bytes = total_bytes
         self.bytes = 0
         """What all files take together, and what is being written; in bytes."""
+        self.moved_bytes = 0
+        """Output that has been moved to files so far, in bytes."""
         self.nursery = nursery
         self.files = set[SpillFile]()
         """Those that are not closed yet."""
@@ -260,6 +262,7 @@ class Spill:
         # Without an await: no reader finds a chunk twice, or not at all.
         freed = sum(self._log.move_oldest(record_bytes(chunk)) for chunk in batch)
         self._retained.changed(self._log, -freed)
+        self._space.moved_bytes += sum(len(chunk.data) for chunk in batch)
         if self._closed:
             self._space.closed[self] = None
         self.wake()

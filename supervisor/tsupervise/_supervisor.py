@@ -245,6 +245,9 @@ class Supervisor:
                 processes={**dict.fromkeys(_STATES, 0), **self._count_states()},
                 process_bytes=total,
                 retained_bytes=self._retained.bytes,
+                spill_files_bytes=self.spilled_bytes,
+                spilled_bytes=0 if self._spill_space is None else self._spill_space.moved_bytes,
+                kills={**self.containment.kills},
             )
         )
 
