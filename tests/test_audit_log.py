@@ -74,7 +74,7 @@ async def test_each_process_has_its_beginning_and_its_end(tmp_path: Path) -> Non
     assert (p["input_bytes"], p["output_bytes"], p["reason"]) == (5, 5, "exit")
     assert {"user_ms", "system_ms"} <= p.keys()
     q = ended["q"]
-    assert (q["result"], q["term_signal"], q["reason"]) == ("signal", signal.SIGKILL, "terminated")
+    assert (q["result"], q["term_signal"], q["reason"]) == ("signal", signal.SIGKILL, "signal")
     # It lived until the daemon's end, and that is what the log is for.
     assert ended["s"]["result"] == "killed"
     (failed,) = of(path, "process.start_failed")

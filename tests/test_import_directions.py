@@ -73,7 +73,7 @@ ONLY_IN = {
         )
     },
     "subprocess": {"tsupervise._fork_spawn"},
-    "threading": {"tsupervise._loop_thread", "tsupervise._spill_file"},
+    "threading": {"tsupervise._loop_thread", "tsupervise._spill_file", "tsupervise._spawn_gate"},
     "asyncio": set[str](),
     "opentelemetry": {"tsupervise._tracing"},
 }

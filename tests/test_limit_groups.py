@@ -192,11 +192,14 @@ def test_kills_for_memory_are_counted(machine: Machine, hierarchy: str, file: st
 
 
 def test_groups_of_daemons_that_are_gone_are_removed(machine: Machine) -> None:
-    """Those of a number that nobody has, or somebody else by now; not those of one that lives, nor a stranger's."""
+    """Those of a number that nobody has, or somebody else by now; not those of one that lives, of one in another
+    PID namespace, nor a stranger's."""
     base = machine.mount("pids", "cgroup", "pids", "/")
     own = f"{name_of(os.getpid())}.limits"
-    kept = [own, "tsupervise-tests.limits", "docker", f"{name_of(os.getpid())}.other"]
-    stale = [f"tsupervise-{os.getpid()}-1.limits", "tsupervise-999999999-5.limits"]
+    space, number, _ = name_of(os.getpid()).split("-")
+    elsewhere = f"tsupervise_1-{number}-1.limits"
+    kept = [own, "tsupervise-tests.limits", "docker", f"{name_of(os.getpid())}.other", elsewhere]
+    stale = [f"{space}-{number}-1.limits", f"{space}-999999999-5.limits"]
     for name in (*kept, *stale):
         (base / name / "1").mkdir(parents=True)
     machine.groups()

@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 
-from ._cgroup import end_subtrees, subtrees_of
+from ._cgroup import end_group, end_subtrees, subtrees_of
 from ._inherited import heeded, own_environment
 from ._limit_groups import folders_of
 
@@ -52,15 +52,16 @@ def keep(arguments: list[str]) -> int:
         setsigmask=(),
         setsigdef=[signal.SIGINT, signal.SIGPIPE],
     )
-    subtrees = [subtrees_of(daemon), *folders_of(daemon)]
+    subtrees, limit_groups = subtrees_of(daemon), folders_of(daemon)
     while True:
         received = signal.sigwaitinfo(awaited)
         if received.si_signo == signal.SIGCHLD:
             code = _reap(daemon)
             if code is not None:
                 for _ in range(2):  # in the second round, what was in them is dead
-                    for prefix in subtrees:
-                        end_subtrees(prefix)
+                    end_subtrees(subtrees)
+                    for group in limit_groups:
+                        end_group(group)
                     _end_what_is_left(spared)
                 return code
         elif received.si_code != _SI_KERNEL:
