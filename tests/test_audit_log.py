@@ -20,7 +20,7 @@ from tsupervise._audit_log import CannotAudit, open_audit_log
 from tsupervise._metrics import Metrics
 from wire import connect
 
-pytestmark = [pytest.mark.ours_only("the reference keeps no such log"), pytest.mark.case(189)]
+pytestmark = [pytest.mark.ours_only("the reference keeps no such log"), pytest.mark.case(164)]
 
 SECRET = "hunter2"
 

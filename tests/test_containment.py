@@ -90,7 +90,7 @@ def test_processes_and_sessions_share_no_tag() -> None:
     assert others.next_process(others.next_session()) not in processes
 
 
-@pytest.mark.case(153)
+@pytest.mark.case(133)
 async def test_a_child_that_another_thread_starts_meanwhile_is_left_alone(containment: Containment) -> None:
     """In a program of somebody else's a child of its own may be started while the limit is set."""
     enclosure = containment.enclose(containment.next_session())
@@ -119,7 +119,7 @@ async def test_a_child_that_another_thread_starts_meanwhile_is_left_alone(contai
 # --- looks -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.case(153)
+@pytest.mark.case(133)
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_whoever_has_come_by_a_number_gets_no_signal(
     containment: Containment, monkeypatch: pytest.MonkeyPatch, when: str
@@ -179,7 +179,7 @@ def fill_descriptors(stack: ExitStack) -> None:
         stack.callback(os.close, os.open(os.devnull, os.O_RDONLY))
 
 
-@pytest.mark.case(153)
+@pytest.mark.case(133)
 async def test_a_sweep_needs_no_free_descriptor(containment: Containment, trees: Trees) -> None:
     """With every descriptor of the process in use, a tree is still found and killed."""
     enclosure, child = start(containment, *trees.grow(7, 25, "s"))
@@ -200,7 +200,7 @@ async def test_a_sweep_needs_no_free_descriptor(containment: Containment, trees:
 @pytest.mark.skipif(
     os.getuid() != 0, reason="only root can start what it may not kill, and then give that up"
 )
-@pytest.mark.case(153)
+@pytest.mark.case(133)
 def test_who_may_not_be_killed_is_named_once_and_not_waited_for() -> None:
     """A member that has become another user's stays; the sweep says so once, and ends."""
     told = in_own_process(
@@ -228,7 +228,7 @@ def test_who_may_not_be_killed_is_named_once_and_not_waited_for() -> None:
     assert "does not die" not in told.stderr, "it was waited for"
 
 
-@pytest.mark.case(150)
+@pytest.mark.case(130)
 def test_a_stray_goes_with_the_last_that_it_may_come_from() -> None:
     """Who has shed every mark and is nobody's descendant lives until nobody is left whose it could be."""
     with built_trees() as trees:
@@ -285,7 +285,7 @@ def in_own_process(body: str) -> subprocess.CompletedProcess[str]:
 # --- traced processes ------------------------------------------------------------------------------------
 
 
-@pytest.mark.case(150)
+@pytest.mark.case(130)
 async def test_a_dead_process_whose_tracer_looks_away_does_not_stop_the_daemon(trees: Trees) -> None:
     """Its end is told to the tracer first, and then to us: others are served meanwhile, terminate ends the tracer,
     and the exit code is its own."""
@@ -357,7 +357,7 @@ def test_a_leaf_holds_its_members_and_those_of_groups_below_it(subtree: Subtree)
     assert leaf.end()
 
 
-@pytest.mark.case(154)
+@pytest.mark.case(134)
 def test_what_dead_supervisors_have_left_is_ended_and_nothing_else(subtree: Subtree) -> None:
     """By PID namespace, number and start: not that of the living, nor of those that cannot be seen from here."""
     own = name_of(os.getpid())
@@ -427,7 +427,7 @@ async def test_lost_control_groups_are_said_once_and_done_without(
 # --- what is told of it ----------------------------------------------------------------------------------
 
 
-@pytest.mark.case(152)
+@pytest.mark.case(132)
 @pytest.mark.ours_only("the reference has no such member")
 async def test_the_kind_of_containment_is_told() -> None:
     """In the handshake and in the status: a control group where there is one, unless told not to use it."""

@@ -115,7 +115,7 @@ async def check_gone(trees: Trees) -> None:
     await trees.until_gone()
 
 
-@pytest.mark.case(92, 93, 150, 151)
+@pytest.mark.case(92, 93, 130, 131)
 @pytest.mark.ours_only("the reference signals direct children only")
 @pytest.mark.parametrize("ending", ["running", "exited", "closed"])
 async def test_terminate_leaves_nobody(
@@ -155,7 +155,7 @@ async def until_no_survivors(trees: Trees) -> None:
             await trio.sleep(0.01)
 
 
-@pytest.mark.case(150, 151)
+@pytest.mark.case(130, 131)
 @pytest.mark.ours_only("the reference signals direct children only")
 @pytest.mark.parametrize("ending", ["ended", "expired"])
 async def test_the_end_of_a_session_leaves_nobody(
@@ -182,7 +182,7 @@ async def test_the_end_of_a_session_leaves_nobody(
     print(f"\n{lasting[0]} session {ending}: {TREES[long_profile]} trees, at most {slowest:.3f} s a batch")
 
 
-@pytest.mark.case(20, 21, 22, 150, 151)
+@pytest.mark.case(20, 21, 22, 130, 131)
 @pytest.mark.ours_only("the reference signals direct children only")
 @pytest.mark.parametrize("ending", ["terminated", "killed", "keeper-terminated"])
 @pytest.mark.parametrize("mode", MODES)
@@ -208,7 +208,7 @@ async def test_the_end_of_a_daemon_leaves_nobody(
     print(f"\n{mode} daemon {ending}: {TREES[long_profile]} trees, at most {slowest:.3f} s a batch")
 
 
-@pytest.mark.case(150)
+@pytest.mark.case(130)
 @pytest.mark.parametrize("ending", ["left", "cancelled", "rolled-back"])
 @pytest.mark.parametrize("mode", ["root-cgroup", "root-tag", "user-tag"])
 async def test_the_end_of_an_owner_leaves_nobody(

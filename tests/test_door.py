@@ -77,7 +77,7 @@ async def knock_as(uid: int, *visits: tuple[str, str, list[tuple[str, str]]]) ->
 # --- users of the machine ------------------------------------------------------------------------
 
 
-@pytest.mark.case(170)
+@pytest.mark.case(145)
 @root_only
 @pytest.mark.parametrize("listen", ["ws://127.0.0.1:0", "ws://[::1]:0"])
 async def test_another_user_of_the_machine_is_refused(listen: str) -> None:
@@ -91,7 +91,7 @@ async def test_another_user_of_the_machine_is_refused(listen: str) -> None:
         assert await knock_as(0, (daemon.url, "/", [])) == [(101, "")]
 
 
-@pytest.mark.case(170)
+@pytest.mark.case(145)
 @root_only
 async def test_root_may_connect_to_the_daemon_of_another_user() -> None:
     """Root could do all of it anyway; a third user may not."""
@@ -105,7 +105,7 @@ async def test_root_may_connect_to_the_daemon_of_another_user() -> None:
         assert (await knock_as(STRANGER, (daemon.url, "/", [])))[0][0] == 403
 
 
-@pytest.mark.case(170)
+@pytest.mark.case(145)
 @root_only
 async def test_other_users_come_in_where_that_is_wanted(tmp_path: Path) -> None:
     """With --allow-other-users without a token; with --ws-auth with the token, and nobody without."""
@@ -135,7 +135,7 @@ trio.run(main)
 """
 
 
-@pytest.mark.case(179)
+@pytest.mark.case(154)
 @root_only
 async def test_a_token_opens_the_door_and_makes_nobody_an_operator(tmp_path: Path) -> None:
     """Who has one runs processes; those of others stay with the daemon's own user and root."""
@@ -150,7 +150,7 @@ async def test_a_token_opens_the_door_and_makes_nobody_an_operator(tmp_path: Pat
             assert json.loads(done.stdout) == [code, 0]
 
 
-@pytest.mark.case(170)
+@pytest.mark.case(145)
 def test_a_peer_whose_user_cannot_be_told_is_refused() -> None:
     """Where the kernel does not tell, nobody is let in on a guess."""
     refusal = Doorkeeper().refusal(None, lambda: None)
@@ -171,7 +171,7 @@ def reachable() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.mark.case(171)
+@pytest.mark.case(146)
 async def test_a_unix_socket_speaks_the_same_protocol(tmp_path: Path) -> None:
     """The printed line is its URL; its file is for one user only, and is gone afterwards."""
     path = tmp_path / "door.sock"
@@ -190,7 +190,7 @@ async def test_a_unix_socket_speaks_the_same_protocol(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-@pytest.mark.case(171)
+@pytest.mark.case(146)
 @root_only
 async def test_another_user_cannot_open_the_socket(reachable: Path) -> None:
     """The file keeps strangers out; where its rights do not, the kernel's word about the peer does."""
@@ -208,7 +208,7 @@ async def test_another_user_cannot_open_the_socket(reachable: Path) -> None:
         assert await knock_as(STRANGER, (daemon.url, "/", [])) == [(101, "")]
 
 
-@pytest.mark.case(171)
+@pytest.mark.case(146)
 async def test_the_socket_of_a_dead_daemon_is_replaced_and_of_a_live_one_is_not(tmp_path: Path) -> None:
     """SIGKILL leaves the file; the next daemon takes its place. A second daemon is refused, and harms nothing."""
     path = tmp_path / "door.sock"
@@ -225,7 +225,7 @@ async def test_the_socket_of_a_dead_daemon_is_replaced_and_of_a_live_one_is_not(
     assert path.read_text() == "somebody else's by now"
 
 
-@pytest.mark.case(171)
+@pytest.mark.case(146)
 def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     """A file or folder at the path ends the start, as does a folder that is not there."""
     (tmp_path / "file").write_text("precious")
@@ -237,7 +237,7 @@ def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.case(171)
+@pytest.mark.case(146)
 def test_the_socket_has_its_rights_before_it_has_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,7 +262,7 @@ def test_the_socket_has_its_rights_before_it_has_its_name(
     assert {name for name, _ in seen} >= {"s"}
 
 
-@pytest.mark.case(171)
+@pytest.mark.case(146)
 @pytest.mark.parametrize(
     "url", ["unix://relative", "unix://", "unix:///", "unix:///" + "x" * 107, "unix:/tmp/x"]
 )
@@ -295,7 +295,7 @@ def encrypted(certificates: Path) -> Iterator[Daemon]:
         yield daemon
 
 
-@pytest.mark.case(172)
+@pytest.mark.case(147)
 async def test_tls_carries_the_same_protocol(encrypted: Daemon, certificates: Path) -> None:
     """A client that trusts the certificate has its processes, floods included, and a polite end."""
     assert encrypted.url.startswith("wss://127.0.0.1:")
@@ -315,7 +315,7 @@ async def test_tls_carries_the_same_protocol(encrypted: Daemon, certificates: Pa
         assert (closed.code, closed.reason) == (1000, "bye")
 
 
-@pytest.mark.case(172)
+@pytest.mark.case(147)
 @pytest.mark.parametrize("surplus", [0, 50_000])
 async def test_a_refusal_arrives_through_tls_whole(
     encrypted: Daemon, certificates: Path, surplus: int
@@ -331,7 +331,7 @@ async def test_a_refusal_arrives_through_tls_whole(
                 assert await stream.receive_some() == b""
 
 
-@pytest.mark.case(172)
+@pytest.mark.case(147)
 async def test_what_speaks_no_tls_is_sent_away(encrypted: Daemon, certificates: Path) -> None:
     """A plain client ends without an answer; a client that does not trust us leaves; the next one is served."""
     with trio.fail_after(PATIENCE_S):
@@ -351,7 +351,7 @@ async def test_what_speaks_no_tls_is_sent_away(encrypted: Daemon, certificates: 
         assert await peer.run("p", "echo", "hello") == (0, b"hello\n")
 
 
-@pytest.mark.case(172)
+@pytest.mark.case(147)
 def test_certificates_that_cannot_be_used_end_the_start(certificates: Path) -> None:
     """Missing, of the wrong key, no certificate, or without use: each says which option is meant."""
     cert, key, other = (str(certificates / name) for name in ("cert", "key", "key2"))
@@ -368,7 +368,7 @@ def test_certificates_that_cannot_be_used_end_the_start(certificates: Path) -> N
 # --- beyond this machine -------------------------------------------------------------------------
 
 
-@pytest.mark.case(173)
+@pytest.mark.case(148)
 @pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "192.0.2.1"])
 def test_a_listener_beyond_loopback_needs_a_token_and_tls(host: str, certificates: Path) -> None:
     """What is missing is named; either of the two alone is not enough."""
@@ -386,7 +386,7 @@ def test_a_listener_beyond_loopback_needs_a_token_and_tls(host: str, certificate
     assert "--tls-cert" not in only_tls
 
 
-@pytest.mark.case(173)
+@pytest.mark.case(148)
 async def test_with_both_or_by_its_own_name_it_listens(certificates: Path) -> None:
     """With a token and TLS, or with --insecure, for whoever can reach it."""
     tls = ("--tls-cert", str(certificates / "cert"), "--tls-key", str(certificates / "key"))
@@ -424,7 +424,7 @@ NAMES: dict[str, tuple[str | None, int]] = {
 }
 
 
-@pytest.mark.case(174)
+@pytest.mark.case(149)
 @pytest.mark.parametrize(("host", "status"), NAMES.values(), ids=NAMES)
 @pytest.mark.parametrize("path", ["/", "/readyz"])
 async def test_a_page_that_has_made_its_name_mean_us_is_refused(
@@ -441,7 +441,7 @@ async def test_a_page_that_has_made_its_name_mean_us_is_refused(
 # --- how many ------------------------------------------------------------------------------------
 
 
-@pytest.mark.case(170)
+@pytest.mark.case(145)
 async def test_counts_are_for_those_who_may_come_in(tmp_path: Path) -> None:
     """Without the token everybody learns that the daemon is up, and nobody how busy it is."""
     secret = tmp_path / "secret"
@@ -459,7 +459,7 @@ async def test_counts_are_for_those_who_may_come_in(tmp_path: Path) -> None:
         assert 'tsupervise_http_responses_total{status="401"} 2' in reply.text
 
 
-@pytest.mark.case(175)
+@pytest.mark.case(150)
 async def test_one_connection_too_many_is_told_so() -> None:
     """503 and a text; readiness and counts are still answered; when one has left there is room again."""
     with running(start_daemon("ours", "--max-connections", "3")) as daemon:
@@ -487,7 +487,7 @@ async def connect_when_there_is_room(daemon: Daemon):
         yield peer
 
 
-@pytest.mark.case(175)
+@pytest.mark.case(150)
 async def test_one_session_too_many_is_told_so() -> None:
     """A new one is refused by a code of its own; an old one can be resumed, and makes room when it ends."""
     async with open_house(Settings(max_sessions=2)) as house:
@@ -503,7 +503,7 @@ async def test_one_session_too_many_is_told_so() -> None:
         (await house.knock().handshake()).ok()
 
 
-@pytest.mark.case(175)
+@pytest.mark.case(150)
 async def test_one_process_too_many_is_told_so() -> None:
     """Of one session, and of all; what has ended does not count, and neither does a start that failed."""
     async with open_house(Settings(max_session_processes=2, max_processes=3)) as house:
@@ -524,7 +524,7 @@ async def test_one_process_too_many_is_told_so() -> None:
         (await one.start("c")).ok()
 
 
-@pytest.mark.case(175)
+@pytest.mark.case(150)
 async def test_a_start_that_fails_takes_no_place(tmp_path: Path) -> None:
     """A hundred of them leave as much room as before."""
     with running(start_daemon("ours", "--max-processes", "1")) as daemon:
@@ -535,7 +535,7 @@ async def test_a_start_that_fails_takes_no_place(tmp_path: Path) -> None:
             assert await peer.run("q", "echo", "hello") == (0, b"hello\n")
 
 
-@pytest.mark.case(175)
+@pytest.mark.case(150)
 async def test_requests_that_wait_are_counted_as_told() -> None:
     """The operator's own numbers hold, by count and by bytes."""
     async with open_house(Settings(max_open_requests=2)) as house:
@@ -554,7 +554,7 @@ async def test_requests_that_wait_are_counted_as_told() -> None:
         assert (await peer.read("p", waitMs=60_000)).code == -32011
 
 
-@pytest.mark.case(175)
+@pytest.mark.case(150)
 async def test_who_never_says_initialize_is_sent_away(autojump_clock: trio.testing.MockClock) -> None:
     """With 1008 and the reason, when the time is over; a failed attempt does not count, a good one does."""
     async with open_house() as house:
@@ -572,7 +572,7 @@ async def test_who_never_says_initialize_is_sent_away(autojump_clock: trio.testi
         (await good.request("environment/status")).ok()
 
 
-@pytest.mark.case(175)
+@pytest.mark.case(150)
 async def test_who_takes_too_long_at_the_door_is_sent_away() -> None:
     """A half request ends without an answer, a WebSocket without `initialize` with 1008, by the same option."""
     with running(start_daemon("ours", "--handshake-timeout", "0.2")) as daemon, trio.fail_after(PATIENCE_S):
@@ -588,7 +588,7 @@ async def test_who_takes_too_long_at_the_door_is_sent_away() -> None:
             assert await quick.run("p", "echo", "hello") == (0, b"hello\n")
 
 
-@pytest.mark.case(175)
+@pytest.mark.case(150)
 async def test_a_crowd_that_sends_no_request_does_not_block_the_door() -> None:
     """The one that has waited longest makes room for the next, and who sends a request at once gets in."""
     with running(start_daemon("ours", "--handshake-timeout", "600")) as daemon:

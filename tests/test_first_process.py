@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.ours_only("the reference reaps nothing"),
     pytest.mark.skipif(os.geteuid() != 0, reason="a PID namespace needs root"),
     pytest.mark.skipif(shutil.which("unshare") is None, reason="unshare is not installed"),
-    pytest.mark.case(184),
+    pytest.mark.case(159),
 ]
 
 DOUBLE_FORK = """

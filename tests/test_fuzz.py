@@ -42,7 +42,7 @@ KEPT_OBJECTS = 2_500
 """Caches come and go: trio keeps up to a thousand deadlines that were lifted, of two objects each. What is left
 behind by one input in a hundred shows in the long profile."""
 
-pytestmark = pytest.mark.case(178)
+pytestmark = pytest.mark.case(153)
 
 
 @contextmanager

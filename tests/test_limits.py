@@ -68,7 +68,7 @@ async def assert_unharmed(peer: Peer) -> None:
 # --- memory, pids, CPU -----------------------------------------------------------------------------------
 
 
-@pytest.mark.case(160, 167)
+@pytest.mark.case(135, 142)
 async def test_a_process_that_takes_too_much_memory_is_killed_for_it(daemon: Daemon) -> None:
     """It dies of SIGKILL, the reason says why, and neither the daemon nor another process of it is touched."""
     hog = f"memory = [b'x' * {MIB} for _ in range(512)]"
@@ -82,7 +82,7 @@ async def test_a_process_that_takes_too_much_memory_is_killed_for_it(daemon: Dae
         assert peer.exit("other") is None
 
 
-@pytest.mark.case(160, 167)
+@pytest.mark.case(135, 142)
 async def test_memory_is_counted_for_all_that_comes_of_a_process_together(daemon: Daemon) -> None:
     """Four descendants that are small each are too much together; who runs them sees one die."""
     parent = f"""
@@ -104,7 +104,7 @@ sys.exit(os.WTERMSIG(status) if os.WIFSIGNALED(status) else 100)
         await peer.until_closed("p")
 
 
-@pytest.mark.case(161)
+@pytest.mark.case(136)
 async def test_a_fork_loop_gets_no_further_than_its_pids(daemon: Daemon) -> None:
     """The program itself and seven more are eight; the ninth is refused by the system, and nobody else is."""
     marker = new_marker()
@@ -142,7 +142,7 @@ def counters(pid: int, file: str) -> dict[str, int]:
     raise LookupError(f"no {file} of {pid}")
 
 
-@pytest.mark.case(162)
+@pytest.mark.case(137)
 async def test_busy_loops_use_no_more_cpu_time_than_their_quota(daemon: Daemon) -> None:
     """Two processes at full speed have together used no more than a fifth of the periods that went by."""
     quota = 0.2
@@ -164,7 +164,7 @@ async def test_busy_loops_use_no_more_cpu_time_than_their_quota(daemon: Daemon) 
 # --- time ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.case(163, 167)
+@pytest.mark.case(138, 142)
 @pytest.mark.parametrize("tty", [False, True], ids=["pipes", "terminal"])
 async def test_everything_of_a_process_is_killed_when_its_time_is_over(daemon: Daemon, tty: bool) -> None:
     """Deaf to TERM, stopped, in sessions of their own: all are gone when it is closed, and the reason is told."""
@@ -185,7 +185,7 @@ async def test_everything_of_a_process_is_killed_when_its_time_is_over(daemon: D
         await assert_unharmed(peer)
 
 
-@pytest.mark.case(163, 167)
+@pytest.mark.case(138, 142)
 async def test_the_time_runs_for_what_a_process_has_left_behind_too(daemon: Daemon) -> None:
     """The process has ended well before and says so; its daemonised child is killed when the time is over."""
     marker = new_marker()
@@ -217,7 +217,7 @@ def own_limits(pid: int) -> tuple[str, str, int]:
     return limits, status_field(pid, "Umask"), os.getpriority(os.PRIO_PROCESS, pid)
 
 
-@pytest.mark.case(164)
+@pytest.mark.case(139)
 async def test_resource_limits_nice_and_umask_hold_and_are_inherited(daemon: Daemon) -> None:
     """For it and for what it starts; the daemon and its other children keep their own."""
     tell = f"TELL = {TELL!r}\nexec(TELL)"
@@ -235,7 +235,7 @@ async def test_resource_limits_nice_and_umask_hold_and_are_inherited(daemon: Dae
         assert json.loads(peer.output("q").splitlines()[0])[2:] == [before[2], int(before[1], 8)]
 
 
-@pytest.mark.case(164)
+@pytest.mark.case(139)
 @pytest.mark.parametrize("tty", [False, True], ids=["pipes", "terminal"])
 async def test_limits_hold_from_the_first_instruction_on(daemon: Daemon, tty: bool) -> None:
     """A program that is over at once was bounded nonetheless, every time, on a machine that is busy."""
@@ -276,7 +276,7 @@ WRONG: dict[str, Mapping[str, Any]] = {
 }
 
 
-@pytest.mark.case(165)
+@pytest.mark.case(140)
 @pytest.mark.parametrize("text", WRONG)
 async def test_a_limit_that_cannot_be_is_refused(daemon: Daemon, tmp_path: Path, text: str) -> None:
     """A wrong type, a value out of range or beyond the system's: -32602 names it, and nothing is run."""
@@ -297,7 +297,7 @@ def ordinary_daemon() -> Iterator[Daemon]:
 
 
 @needs_another_user
-@pytest.mark.case(165)
+@pytest.mark.case(140)
 @pytest.mark.parametrize(
     ("limits", "reason"),
     [
@@ -321,7 +321,7 @@ async def test_what_an_ordinary_user_cannot_enforce_is_refused(
 
 
 @needs_another_user
-@pytest.mark.case(163, 164, 165)
+@pytest.mark.case(138, 139, 140)
 async def test_an_ordinary_user_has_the_limits_that_need_no_rights(ordinary_daemon: Daemon) -> None:
     """The capabilities say which; these hold as for root, the time included."""
     held = {"nofile", "coreBytes", "nice", "umask"}
@@ -354,7 +354,7 @@ print(int(cpu * 1000), max(usage.ru_maxrss for usage in both) * 1024)
 """
 
 
-@pytest.mark.case(166)
+@pytest.mark.case(141)
 async def test_the_usage_of_a_process_is_what_it_says_itself(daemon: Daemon) -> None:
     """CPU time of it and of the child that it has waited for, the larger one's memory; told alike everywhere."""
     async with connect(daemon.url) as peer:
@@ -373,7 +373,7 @@ async def test_the_usage_of_a_process_is_what_it_says_itself(daemon: Daemon) -> 
         assert [answer["reason"] for answer in (read, row, observed, waited)] == ["exit"] * 4
 
 
-@pytest.mark.case(166)
+@pytest.mark.case(141)
 async def test_memory_below_what_the_daemon_had_itself_is_not_told(daemon: Daemon) -> None:
     """The system counts a child's memory from the daemon's on: a small one has null, never a wrong number."""
     async with connect(daemon.url) as peer:
@@ -383,7 +383,7 @@ async def test_memory_below_what_the_daemon_had_itself_is_not_told(daemon: Daemo
         assert 0 <= usage["userMs"] + usage["systemMs"] < 1000
 
 
-@pytest.mark.case(167)
+@pytest.mark.case(142)
 async def test_the_reason_says_why_a_process_ended(daemon: Daemon) -> None:
     """Of itself, by a signal, by a terminate; a terminate after the exit changes nothing."""
     async with connect(daemon.url) as peer:
@@ -434,7 +434,7 @@ def groups_in(folder: str) -> list[Path]:
     return [path for path in Path(folder).iterdir() if path.is_dir()]
 
 
-@pytest.mark.case(168)
+@pytest.mark.case(143)
 async def test_the_groups_of_limits_go_with_the_last_that_lives_in_them(daemon: Daemon) -> None:
     """With the process if nothing else is left, else with what it has left, which the end of the session kills."""
     marker = new_marker()
@@ -456,7 +456,7 @@ async def test_the_groups_of_limits_go_with_the_last_that_lives_in_them(daemon: 
         await until(lambda: groups_of(folders) == before)
 
 
-@pytest.mark.case(168)
+@pytest.mark.case(143)
 async def test_a_killed_daemon_leaves_no_groups_of_limits() -> None:
     """SIGKILL to the daemon: its keeper removes them. SIGKILL to both: the next daemon does."""
     marker = new_marker()
@@ -489,7 +489,7 @@ async def test_a_killed_daemon_leaves_no_groups_of_limits() -> None:
 # --- the client and the command line -----------------------------------------------------------------------
 
 
-@pytest.mark.case(169)
+@pytest.mark.case(144)
 async def test_the_client_limits_a_process_and_tells_how_it_ended(daemon: Daemon) -> None:
     """`timeout_s` and `limits` reach the server; the exit carries the usage and the reason."""
     async with tsupervise.connect(daemon.url) as client:
@@ -513,7 +513,7 @@ async def test_the_client_limits_a_process_and_tells_how_it_ended(daemon: Daemon
             await client.start(["true"], timeout_s=0)
 
 
-@pytest.mark.case(169)
+@pytest.mark.case(144)
 async def test_a_server_that_knows_no_limits_is_not_asked() -> None:
     """Sent to it, they would be ignored: the client refuses, and an exit that says nothing has None."""
 
@@ -541,7 +541,7 @@ def run_exec(daemon: Daemon | None, *arguments: str) -> subprocess.CompletedProc
     )
 
 
-@pytest.mark.case(169)
+@pytest.mark.case(144)
 @pytest.mark.parametrize("embedded", [True, False], ids=["embedded", "daemon"])
 def test_exec_passes_limits_on_and_tells_a_timeout_by_its_code(daemon: Daemon, embedded: bool) -> None:
     """Its options are those limits; 124 is a command whose time was over, 125 a limit that cannot be enforced."""

@@ -80,7 +80,7 @@ async def lead_a_life(daemon: Daemon) -> str | None:
     return peer.session_id
 
 
-@pytest.mark.case(188)
+@pytest.mark.case(163)
 async def test_each_step_of_a_life_is_one_object(tmp_path: Path) -> None:
     """Every step has one line with its event and the ids of what it happened to, in order."""
     log = tmp_path / "log"
@@ -103,7 +103,7 @@ async def test_each_step_of_a_life_is_one_object(tmp_path: Path) -> None:
     assert levels["process.started"] == "debug"
 
 
-@pytest.mark.case(188)
+@pytest.mark.case(163)
 async def test_each_step_of_a_life_is_one_line(tmp_path: Path) -> None:
     """The same as text: the event, then names and values; at the default level no line for each process."""
     log = tmp_path / "log"

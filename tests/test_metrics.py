@@ -25,7 +25,7 @@ def own_daemon() -> Iterator[Daemon]:
         yield daemon
 
 
-@pytest.mark.case(185)
+@pytest.mark.case(160)
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics"])
 async def test_a_page_answers_get_and_head_only(own_daemon: Daemon, path: str) -> None:
     """200, the same head for HEAD without a body; another method is told which ones there are."""
@@ -38,7 +38,7 @@ async def test_a_page_answers_get_and_head_only(own_daemon: Daemon, path: str) -
     assert (status, body, headers["allow"]) == (405, "", "GET,HEAD")
 
 
-@pytest.mark.case(185)
+@pytest.mark.case(160)
 async def test_the_text_is_what_prometheus_reads() -> None:
     """Each metric has its type and help, counters end in _total, and buckets add up."""
     with running(start_daemon("ours")) as daemon:
@@ -65,7 +65,7 @@ def grown(before: Counts, after: Counts, name: str, **labels: str) -> float:
     return value(after, name, **labels) - value(before, name, **labels)
 
 
-@pytest.mark.case(186)
+@pytest.mark.case(161)
 async def test_what_was_done_is_what_was_counted(own_daemon: Daemon) -> None:
     """Sessions, processes by result, requests by method and result, bytes of each kind: no more and no less."""
     before = await counts(own_daemon)
@@ -123,7 +123,7 @@ async def test_what_was_done_is_what_was_counted(own_daemon: Daemon) -> None:
     assert 266_000 < grown(before, after, "sent_bytes_total") < 290_000
 
 
-@pytest.mark.case(186)
+@pytest.mark.case(161)
 async def test_what_is_spilled_is_not_evicted_and_kills_are_counted_by_means(tmp_path: Path) -> None:
     """Output that lies in a file is retained; who leaves the group is killed by what finds him there."""
     options = ("--retained-bytes", "1000", "--spill-dir", str(tmp_path), "--no-cgroup")
@@ -145,7 +145,7 @@ async def test_what_is_spilled_is_not_evicted_and_kills_are_counted_by_means(tmp
         assert grown(before, after, "kills_total", means=means) >= 1
 
 
-@pytest.mark.case(186)
+@pytest.mark.case(161)
 async def test_no_count_grows_by_what_strangers_think_up(own_daemon: Daemon) -> None:
     """However many methods and paths are asked for, there is one line for all that are none."""
     async with connect(own_daemon.url) as peer:
@@ -157,7 +157,7 @@ async def test_no_count_grows_by_what_strangers_think_up(own_daemon: Daemon) -> 
     assert value(parse(text), "requests_total", method="other", result="method_not_found") >= 20
 
 
-@pytest.mark.case(186)
+@pytest.mark.case(161)
 async def test_totals_do_not_fall_when_processes_are_forgotten(autojump_clock: object) -> None:
     """What went through a process still counts when nobody can ask for it any more, and its end does if it was
     killed with its session."""
@@ -180,7 +180,7 @@ async def test_totals_do_not_fall_when_processes_are_forgotten(autojump_clock: o
     assert value(after, "connections") == 0
 
 
-@pytest.mark.case(185)
+@pytest.mark.case(160)
 async def test_a_draining_daemon_is_alive_and_not_ready() -> None:
     """A balancer sends nothing new to it, and nobody restarts it; Prometheus still sees what it does."""
     with running(start_daemon("ours", "--drain", "600")) as daemon:

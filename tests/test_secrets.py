@@ -19,7 +19,7 @@ from otlp import collecting
 from tsupervise import connect as client_of
 from wire import Answer, Peer, connect, start_params
 
-pytestmark = [pytest.mark.case(177), pytest.mark.ours_only("about our own log and texts")]
+pytestmark = [pytest.mark.case(152), pytest.mark.ours_only("about our own log and texts")]
 
 CANARY = "canary"
 """In everything that is secret, and nowhere else; each place has its own one."""

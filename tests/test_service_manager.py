@@ -78,7 +78,7 @@ def notified(manager: Manager, *options: str, **variables: str) -> Daemon:
     return start_daemon("ours", *options, env={**os.environ, "NOTIFY_SOCKET": manager.address, **variables})
 
 
-@pytest.mark.case(182)
+@pytest.mark.case(157)
 @pytest.mark.parametrize(
     "manager", [None, f"@tsupervise-{os.getpid()}"], indirect=True, ids=["path", "abstract"]
 )
@@ -95,7 +95,7 @@ async def test_the_manager_is_told_when_the_daemon_is_ready_and_when_it_stops(ma
         assert daemon.process.wait(10) == 0
 
 
-@pytest.mark.case(182)
+@pytest.mark.case(157)
 async def test_a_daemon_that_does_not_turn_gives_no_sign_of_life(manager: Manager) -> None:
     """It pings several times in the watchdog's time while its loop turns, and not while it does not."""
     # The number is the keeper's, which is the one that a manager starts.
@@ -113,7 +113,7 @@ async def test_a_daemon_that_does_not_turn_gives_no_sign_of_life(manager: Manage
         manager.hear_until("WATCHDOG")
 
 
-@pytest.mark.case(182)
+@pytest.mark.case(157)
 async def test_what_the_manager_passes_is_not_for_children(manager: Manager) -> None:
     """A program under the daemon is no service of its own: it sees none of the manager's variables."""
     with running(notified(manager, WATCHDOG_USEC="60000000")) as daemon:
@@ -126,7 +126,7 @@ async def test_what_the_manager_passes_is_not_for_children(manager: Manager) -> 
     assert not names & {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID"}
 
 
-@pytest.mark.case(182)
+@pytest.mark.case(157)
 async def test_a_daemon_whose_manager_is_gone_serves_on(tmp_path: Path) -> None:
     """Nobody at the socket: one warning, and everything else as ever."""
     log = tmp_path / "log"
@@ -194,7 +194,7 @@ def start_passed(sock: socket.socket, *options: str, count: int = 1) -> subproce
     )
 
 
-@pytest.mark.case(183)
+@pytest.mark.case(158)
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 async def test_a_socket_that_is_passed_is_listened_at(host: str) -> None:
     """The daemon says its URL, serves, and takes even a client that came before it; children do not get it."""
@@ -227,7 +227,7 @@ async def test_a_socket_that_is_passed_is_listened_at(host: str) -> None:
         assert (process.returncode, b"Traceback" in errors) == (0, False)
 
 
-@pytest.mark.case(183)
+@pytest.mark.case(158)
 async def test_a_socket_of_the_file_system_that_is_passed_is_listened_at(tmp_path: Path) -> None:
     """The daemon says its URL and serves; the file is the service manager's, and stays."""
     path = tmp_path / "door.sock"
@@ -248,7 +248,7 @@ async def test_a_socket_of_the_file_system_that_is_passed_is_listened_at(tmp_pat
     assert path.exists()
 
 
-@pytest.mark.case(183)
+@pytest.mark.case(158)
 @pytest.mark.parametrize(
     ("kind", "count", "word"),
     [
@@ -279,7 +279,7 @@ def test_a_socket_that_will_not_do_is_refused(kind: str, count: int, word: str, 
     assert word in errors.decode()
 
 
-@pytest.mark.case(182, 183)
+@pytest.mark.case(157, 158)
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 def test_the_units_are_good(tmp_path: Path) -> None:
     """systemd finds no fault in them, with the command put where this machine has it."""

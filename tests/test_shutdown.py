@@ -30,7 +30,7 @@ async def until_draining(daemon: Daemon) -> None:
         status, *_ = await get(daemon, "/readyz")
 
 
-@pytest.mark.case(181)
+@pytest.mark.case(156)
 async def test_a_draining_daemon_lets_what_runs_end_and_takes_nothing_new() -> None:
     """Its clients go on to the last event, can even come back; new sessions and processes are refused."""
     with running(start_daemon("ours", "--drain", "600")) as daemon:
@@ -53,7 +53,7 @@ async def test_a_draining_daemon_lets_what_runs_end_and_takes_nothing_new() -> N
         assert daemon.process.wait(10) == 0
 
 
-@pytest.mark.case(181)
+@pytest.mark.case(156)
 async def test_what_does_not_end_within_the_drain_time_is_killed() -> None:
     """The time is a bound: the daemon is gone after it, and what ran with it."""
     marker = new_marker()
@@ -67,7 +67,7 @@ async def test_what_does_not_end_within_the_drain_time_is_killed() -> None:
         await until(lambda: not marked(marker))
 
 
-@pytest.mark.case(181)
+@pytest.mark.case(156)
 async def test_a_second_signal_ends_the_drain() -> None:
     """Nobody waits for ten minutes who presses ^C again."""
     marker = new_marker()
@@ -83,7 +83,7 @@ async def test_a_second_signal_ends_the_drain() -> None:
         await until(lambda: not marked(marker))
 
 
-@pytest.mark.case(181)
+@pytest.mark.case(156)
 @pytest.mark.parametrize("reads", [True, False])
 async def test_a_drain_waits_for_who_has_not_heard_of_the_end(reads: bool, autojump_clock: object) -> None:
     """All has ended, and still the last events are on their way: they must not be cut off."""
@@ -101,7 +101,7 @@ async def test_a_drain_waits_for_who_has_not_heard_of_the_end(reads: bool, autoj
             assert [event.kind for event in peer.events] == ["output", "exited", "closed"]
 
 
-@pytest.mark.case(181)
+@pytest.mark.case(156)
 async def test_a_drain_may_have_no_end(tmp_path: Path) -> None:
     """`inf` is as long as it takes; a manager is told some decades."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
@@ -117,7 +117,7 @@ async def test_a_drain_may_have_no_end(tmp_path: Path) -> None:
             assert daemon.process.wait(10) == 0
 
 
-@pytest.mark.case(180)
+@pytest.mark.case(155)
 async def test_the_last_lines_hold_up_no_second_signal(tmp_path: Path) -> None:
     """A collector of traces that does not answer costs its time at the end, unless there is another signal."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -135,7 +135,7 @@ async def test_the_last_lines_hold_up_no_second_signal(tmp_path: Path) -> None:
         assert "leaving at once" in log.read_text()
 
 
-@pytest.mark.case(181)
+@pytest.mark.case(156)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 async def test_an_idle_daemon_has_nothing_to_drain(number: signal.Signals) -> None:
     """With no process left it leaves at once, however long it may take, and though a client is there."""
@@ -147,7 +147,7 @@ async def test_an_idle_daemon_has_nothing_to_drain(number: signal.Signals) -> No
         assert daemon.process.wait(10) == 0
 
 
-@pytest.mark.case(180)
+@pytest.mark.case(155)
 @pytest.mark.parametrize(
     ("options", "code", "word"),
     [

@@ -76,7 +76,7 @@ async def ask(peer: MemoryPeer, request_id: int, method: str, params: Any, trace
     return await peer.answer_to(request_id)
 
 
-@pytest.mark.case(187)
+@pytest.mark.case(162)
 async def test_the_trace_of_a_request_is_the_parent_of_its_span(
     collected: Collected, autojump_clock: object
 ) -> None:
@@ -109,7 +109,7 @@ async def test_the_trace_of_a_request_is_the_parent_of_its_span(
     assert read.status.status_code is StatusCode.ERROR
 
 
-@pytest.mark.case(187)
+@pytest.mark.case(162)
 @pytest.mark.parametrize(
     "trace",
     [None, {}, {"traceparent": None}, {"traceparent": "00-zz-zz-01"}, {"traceparent": "x" * 100_000}],
@@ -124,7 +124,7 @@ async def test_a_span_without_a_parent_begins_a_trace(
     assert collected.named("process/list").parent is None
 
 
-@pytest.mark.case(187)
+@pytest.mark.case(162)
 async def test_what_is_not_to_be_seen_is_in_no_span(collected: Collected, autojump_clock: object) -> None:
     """Of a start the program, of anything else a name or two: no argument, environment, input or error text."""
     params = start_params("p", "fake", SECRET, env={"TOKEN": SECRET}, pipeStdin=True, arg0=SECRET)
@@ -144,7 +144,7 @@ async def test_what_is_not_to_be_seen_is_in_no_span(collected: Collected, autoju
         assert all(len(str(value)) <= MAX_TEXT for value in (span.attributes or {}).values())
 
 
-@pytest.mark.case(187)
+@pytest.mark.case(162)
 async def test_the_client_sends_the_span_that_is_active(collected: Collected) -> None:
     """The daemon's spans are children of the caller's; a call outside of any begins a trace of its own."""
     async with open_house() as house:
@@ -172,7 +172,7 @@ def test_outside_of_a_span_nothing_is_sent(collected: Collected) -> None:
         assert f"{span.get_span_context().span_id:016x}" in trace.traceparent
 
 
-@pytest.mark.case(187)
+@pytest.mark.case(162)
 def test_nothing_is_imported_for_who_wants_no_traces() -> None:
     """Neither a client nor the daemon's modules load OpenTelemetry by themselves."""
     program = """
@@ -194,7 +194,7 @@ def collector() -> Iterator[tuple[str, list[ExportTraceServiceRequest]]]:
         yield found
 
 
-@pytest.mark.case(187)
+@pytest.mark.case(162)
 @pytest.mark.parametrize("option", ["--otel", None], ids=["asked-for", "by-the-variable"])
 async def test_a_daemon_sends_its_spans_to_the_collector(
     option: str | None, collector: tuple[str, list[ExportTraceServiceRequest]]
@@ -216,7 +216,7 @@ async def test_a_daemon_sends_its_spans_to_the_collector(
     assert service == "tsupervise"
 
 
-@pytest.mark.case(187)
+@pytest.mark.case(162)
 async def test_a_collector_that_is_away_holds_up_nothing(tmp_path: Path) -> None:
     """Requests are answered, and the daemon ends in time with 0."""
     env = {**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
@@ -226,7 +226,7 @@ async def test_a_collector_that_is_away_holds_up_nothing(tmp_path: Path) -> None
         assert await trio.to_thread.run_sync(daemon.stop) == 0
 
 
-@pytest.mark.case(187)
+@pytest.mark.case(162)
 @pytest.mark.parametrize("option", ["--otel", None])
 async def test_without_the_packages_the_daemon_says_what_to_install(
     option: str | None, tmp_path: Path

@@ -21,7 +21,7 @@ from tsupervise import ConnectFailed, connect
 from tsupervise._way_in import Credentials
 from wire import PATIENCE_S
 
-pytestmark = [pytest.mark.case(176), pytest.mark.ours_only("about this client")]
+pytestmark = [pytest.mark.case(151), pytest.mark.ours_only("about this client")]
 
 TSUPERVISE = str(Path(sysconfig.get_path("scripts")) / "tsupervise")
 
