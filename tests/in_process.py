@@ -73,6 +73,9 @@ class PipeChild(Child):
         outputs: list[tuple[Stream, Fd]] = [("stdout", Fd(stdout)), ("stderr", Fd(stderr))]
         super().__init__(1, pidfd, PipeGroup(self), enclosure, outputs, stdin)
 
+    def has_exited(self) -> bool:
+        return self.dead
+
     def exit_status(self) -> tuple[int, int | None]:
         assert self.dead
         return self.status

@@ -839,8 +839,8 @@ async def test_a_process_cut_off_anywhere_leaves_nothing(tty: bool) -> None:
     """At whatever suspension its task is cancelled: the child is dead and reaped, every descriptor is closed."""
     script = "echo out; read line; echo $line >&2; exit 3"
     request_fields: dict[str, Any] = {"argv": ["/bin/sh", "-c", script], "cwd": b"/", "env": {}}
-    before = (open_descriptors(), children_of_ours())
     containment = Containment(owns_process=False)
+    before = (open_descriptors(), children_of_ours())
     with trio.fail_after(REAL_PATIENCE_S):
         for suspensions in count(1):
             params = start_params_of("p", pipe_stdin=True)

@@ -52,6 +52,8 @@ class EnvironmentInfo(Message, frozen=True):
     """file URI"""
     capabilities: dict[str, bool] = msgspec.field(default_factory=dict[str, bool])
     """What the server can do; a missing name means false."""
+    containment: str | None = None
+    """How the descendants of a process are found when it ends: `cgroup`, `subreaper` or `tag`."""
 
 
 class InitializeResult(Message, frozen=True):
@@ -327,6 +329,8 @@ class OperatorStatusResult(Message, frozen=True):
     """Output retained for all processes, with what its bookkeeping takes."""
     retained_total_bytes: int
     """The bound on it."""
+    containment: str
+    """As in `EnvironmentInfo`."""
 
 
 class OperatorReadParams(ReadRange, frozen=True, kw_only=True):

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from contextlib import suppress
 
-_NAME = "tsupervise-"
+_NAME = "tsupervise_"
+
+_STALE_S = 0.3
+"""How long a start may wait for what a dead daemon has left, once it is killed."""
 
 
 class Leaf:
@@ -30,17 +34,32 @@ class Leaf:
         _write(f"{self._path}/cgroup.procs", str(pid))
 
     def kill(self) -> None:
-        """SIGKILL to all members and to whatever they are forking right now."""
-        with suppress(FileNotFoundError):
+        """SIGKILL to all members and to whatever they are forking right now, groups below this one included."""
+        with suppress(OSError):  # gone, or of a kind that knows no kill: a sweep finds the members
             _write(f"{self._path}/cgroup.kill", "1")
 
     def members(self) -> list[int]:
-        """The processes in it. The dead ones that nobody has reaped do not count."""
+        """The processes in it. The dead ones that nobody has reaped do not count.
+
+        Raises:
+            OSError: there is no room for a descriptor.
+        """
         try:
-            with open(f"{self._path}/cgroup.procs", "rb") as file:
-                return [int(pid) for pid in file.read().split()]
-        except OSError:
+            with open(f"{self._path}/cgroup.procs", "rb", buffering=0) as file:
+                return [int(pid) for pid in file.readall().split()]
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise
             return []
+
+    def holds(self, pid: int) -> bool:
+        """Whether a process is in it, or in a group that somebody has made below it."""
+        own = "/".join(["", *self._path.split("/")[-2:], ""])
+        try:
+            with open(f"/proc/{pid}/cgroup") as file:
+                return any(own in f"{line}/" for line in file.read().splitlines())
+        except (FileNotFoundError, ProcessLookupError):
+            return False
 
     def remove(self) -> bool:
         """Remove it, if it is empty; return whether it is gone."""
@@ -50,9 +69,13 @@ class Leaf:
             return error.errno == errno.ENOENT
         return True
 
+    def end(self) -> bool:
+        """Kill whatever is in it, and remove it with all groups below it; return whether it is gone."""
+        return _end(self._path)
+
 
 class Subtree:
-    """The control group of one daemon, the parent of all leaves. Made by `open_subtree`."""
+    """The control group of one supervisor, the parent of all its leaves. Made by `open_subtree`."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -69,25 +92,25 @@ class Subtree:
 
     def close(self) -> None:
         """Kill whatever is in it, and remove it as far as it is empty."""
-        end_subtree(self.path)
+        _end(self.path)
 
 
 def open_subtree() -> Subtree | None:
-    """Make the control group of this process's children, and end those of daemons that are gone.
+    """Make a control group for children of this process, and end those of supervisors that are gone.
 
     Returns:
         None where there is no such thing: no version 2, no right to change it, or a kernel before 5.14.
     """
-    path = subtree_of(os.getpid())
-    base = os.path.dirname(path)
-    if not path or not os.access(f"{base}/cgroup.procs", os.W_OK):
+    base = _own_group()
+    if base is None or not os.access(f"{base}/cgroup.procs", os.W_OK):
         return None
     try:
-        for name in os.listdir(base):
-            if name.startswith(_NAME) and not _is_owned(name):
-                end_subtree(f"{base}/{name}")
-        with suppress(FileExistsError):
-            os.mkdir(path)
+        _end_stale(base)
+        # A program may have several supervisors.
+        taken = [name for name in os.listdir(base) if is_of(name, os.getpid())]
+        last = max((int(name.rpartition(".")[2]) for name in taken), default=0)
+        path = f"{base}/{name_of(os.getpid())}.{last + 1}"
+        os.mkdir(path)
         if not os.access(f"{path}/cgroup.kill", os.W_OK):
             os.rmdir(path)
             return None
@@ -96,37 +119,62 @@ def open_subtree() -> Subtree | None:
     return Subtree(path)
 
 
-def subtree_of(daemon: int) -> str:
-    """Where the control group of a daemon is that lives, or is dead and not yet reaped; "" for nowhere.
+def subtrees_of(pid: int) -> str:
+    """How the paths of a process's subtrees begin; "" for nowhere. It may be dead, but not yet reaped.
 
     It must be in the same control group as this process.
     """
     base = _own_group()
-    return f"{base}/{_name_of(daemon)}" if base is not None else ""
+    return f"{base}/{name_of(pid)}" if base is not None else ""
 
 
-def _name_of(pid: int) -> str:
-    # The number alone could become a stranger's.
-    return f"{_NAME}{pid}-{_start_time(pid)}"
+def end_subtrees(prefix: str) -> None:
+    """Kill everything in the subtrees whose paths begin so, and remove them as far as they are empty."""
+    base, name = os.path.split(prefix)
+    with suppress(OSError):
+        for entry in os.listdir(base) if prefix else []:
+            if entry.partition(".")[0] == name:
+                _end(f"{base}/{entry}")
 
 
-def end_subtree(path: str) -> None:
-    """Kill everything below a control group of ours and remove it; what does not die at once is left."""
-    if not path or not os.path.isdir(path):
-        return
+def name_of(pid: int) -> str:
+    """What the control groups of a process are called, up to a dot: by its PID namespace, number and start."""
+    # The number alone could become a stranger's, and in another namespace it is one.
+    return f"{_NAME}{os.stat('/proc/self/ns/pid').st_ino}-{pid}-{_start_time(pid)}"
+
+
+def is_of(name: str, pid: int) -> bool:
+    """Whether a control group of that name was made by a process."""
+    return name.partition(".")[0] == name_of(pid)
+
+
+def is_stale(name: str) -> bool:
+    """Whether a control group of that name was made by a supervisor that is gone."""
+    space, _, owner = name.removeprefix(_NAME).partition("-")
+    pid = owner.partition("-")[0]
+    # Who lives in another PID namespace cannot be seen from here.
+    is_judged = name.startswith(_NAME) and space == str(os.stat("/proc/self/ns/pid").st_ino)
+    return is_judged and pid.isdigit() and not is_of(name, int(pid))
+
+
+def _end_stale(base: str) -> None:
+    stale = [f"{base}/{name}" for name in os.listdir(base) if is_stale(name)]
+    until = time.monotonic() + _STALE_S
+    while stale := [path for path in stale if not _end(path)]:
+        if time.monotonic() > until:
+            break  # the next start will find it
+        time.sleep(0.01)
+
+
+def _end(path: str) -> bool:
+    """Kill everything below a control group, and remove it; False if it is not empty yet."""
     with suppress(OSError):
         _write(f"{path}/cgroup.kill", "1")
-    with suppress(OSError):
-        for name in os.listdir(path):
-            if os.path.isdir(f"{path}/{name}"):
-                with suppress(OSError):
-                    os.rmdir(f"{path}/{name}")
-        os.rmdir(path)
-
-
-def _is_owned(name: str) -> bool:
-    owner = name.removeprefix(_NAME).partition("-")[0]
-    return not owner.isdigit() or name == _name_of(int(owner))
+    # There may be groups below it: leaves, or what a supervisor that was a member has made.
+    for folder, _, _ in os.walk(path, topdown=False):
+        with suppress(OSError):
+            os.rmdir(folder)
+    return not os.path.exists(path)
 
 
 def _start_time(pid: int) -> str:

@@ -13,8 +13,9 @@ import ctypes
 import os
 import signal
 import sys
+import time
 
-from ._cgroup import end_subtree, subtree_of
+from ._cgroup import end_subtrees, subtrees_of
 from ._inherited import heeded, own_environment
 
 KEPT_BY = "--kept-by="
@@ -25,6 +26,9 @@ _PR_SET_CHILD_SUBREAPER = 36
 """From linux/prctl.h."""
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+
+END_S = 5.0
+"""How long what the daemon leaves behind may take to die, before it is left: only what hangs in the kernel does."""
 
 _SI_KERNEL = 0x80
 """From asm-generic/siginfo.h: a signal that no process sent, such as a terminal's ^C."""
@@ -38,6 +42,8 @@ def keep(arguments: list[str]) -> int:
     awaited = {*heeded(_PASSED_ON), signal.SIGCHLD}
     # Blocked and not handled: a signal that comes between two looks is not lost, and needs no handler.
     signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
+    # Of the program that became this one.
+    spared = set(_children())
     daemon = os.posix_spawn(
         sys.executable,
         _daemon_command(arguments),
@@ -45,15 +51,15 @@ def keep(arguments: list[str]) -> int:
         setsigmask=(),
         setsigdef=[signal.SIGINT, signal.SIGPIPE],
     )
-    subtree = subtree_of(daemon)
+    subtrees = subtrees_of(daemon)
     while True:
         received = signal.sigwaitinfo(awaited)
         if received.si_signo == signal.SIGCHLD:
             code = _reap(daemon)
             if code is not None:
-                end_subtree(subtree)
-                _end_what_is_left()
-                end_subtree(subtree)  # what was in it is dead now
+                end_subtrees(subtrees)
+                _end_what_is_left(spared)
+                end_subtrees(subtrees)  # what was in them is dead now
                 return code
         elif received.si_code != _SI_KERNEL:
             # A terminal's signal goes to its whole foreground group, so the daemon has it already.
@@ -93,16 +99,27 @@ def _reap(daemon: int) -> int | None:
                 code = 128 - code
 
 
-def _end_what_is_left() -> None:
+def _end_what_is_left(spared: set[int]) -> None:
     """Kill and reap children until there are none: the children of a killed one become ours in turn.
 
     A child is not reaped by anybody else, so none of these numbers can have become a stranger's.
     """
-    while children := _children():
-        for pid in children:
-            os.kill(pid, signal.SIGKILL)
-        for pid in children:
-            os.waitpid(pid, 0)
+    until = time.monotonic() + END_S
+    while time.monotonic() < until:
+        _reap(-1)
+        killed = 0
+        # The youngest first: if they fork and go, it is the last that lives.
+        for pid in reversed(_children()):
+            if pid not in spared:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                    killed += 1
+                except PermissionError:
+                    pass  # it has become another user's
+        if not killed:
+            return
+        # Not for a certain one: the end of a child that is traced is told to its tracer first.
+        signal.sigtimedwait([signal.SIGCHLD], 0.01)
 
 
 def _children() -> list[int]:

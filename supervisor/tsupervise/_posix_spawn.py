@@ -30,8 +30,9 @@ _NO_SIGNAL = bytes(_SIGSET_BYTES)
 _O_RDWR = os.O_RDWR
 
 
-def _load() -> ctypes.CDLL | None:
-    library = ctypes.CDLL(None, use_errno=True)
+def _load() -> ctypes.PyDLL | None:
+    # PyDLL keeps the interpreter's lock: what other threads start meanwhile would inherit what this child is to.
+    library = ctypes.PyDLL(None)
     actions = ("addchdir_np", "addclosefrom_np")
     complete = all(hasattr(library, f"posix_spawn_file_actions_{action}") for action in actions)
     return library if complete else None

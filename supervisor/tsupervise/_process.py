@@ -140,6 +140,7 @@ class Process:
         child = self._child
         assert child is not None, "spawned comes before run"
         try:
+            child.enclosure.join()
             # Children of this nursery: one pump for each output stream, and for a time the feeder of stdin.
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -218,6 +219,8 @@ class Process:
         """Nobody will ask any more: the retention time is over, the start came to nothing, the session ends."""
         self.lifecycle.take(Step.FORGOTTEN)
         self._retained.forgotten(self.log)
+        if self._child is not None:
+            self._child.enclosure.forget()
         self.detach()
         self._changed.unpark_all()
         self._stdin_moved.unpark_all()

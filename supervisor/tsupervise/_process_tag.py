@@ -1,9 +1,9 @@
 """The mark by which every descendant of a supervised process is known, whatever else it does to hide.
 
 It is a resource limit. Limits are inherited over every fork and exec, setsid and double forks included, and
-they are not in the environment, which belongs to the client and is often replaced. RLIMIT_RTTIME has an
-effect on nothing but real-time tasks, and at our values (146,000 years of CPU time) not on those either; a
-program may change its own, and the walk over ancestors, sessions and cgroups is for the few that do.
+they are not in the environment, which belongs to the client and is often replaced. RLIMIT_LOCKS has limited
+nothing since Linux 2.4; a program that sets all of its limits loses the tag, and ancestry, sessions and
+cgroups are for the few that do.
 """
 
 from __future__ import annotations
@@ -12,13 +12,17 @@ import os
 import resource
 import secrets
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-_LIMIT = resource.RLIMIT_RTTIME
+_LIMIT = 10
+"""RLIMIT_LOCKS, from asm-generic/resource.h; the module `resource` has no name for it."""
 
 # 62 bits that fit a limit: the top one says "ours", then who, then which session and process.
 _OURS = 1 << 62
 _DAEMON_BITS, _SESSION_BITS, _PROCESS_BITS = 18, 20, 24
+GONE = -1
+"""What is given for the tag of nobody."""
+
 SESSION_MASK = ~((1 << _PROCESS_BITS) - 1)
 """A tag with this is that of its session."""
 DAEMON_MASK = ~((1 << _PROCESS_BITS + _SESSION_BITS) - 1)
@@ -30,8 +34,9 @@ class TagSpace:
 
     def __init__(self) -> None:
         self.daemon = _OURS | secrets.randbelow(1 << _DAEMON_BITS) << (_PROCESS_BITS + _SESSION_BITS)
-        self._sessions = 0
-        self._processes = 0
+        # Not from zero: of thousands of supervisors two may have the same number, and must share no tag.
+        self._sessions = secrets.randbelow((1 << _SESSION_BITS) - 1)
+        self._processes = secrets.randbelow((1 << _PROCESS_BITS) - 1)
 
     def next_session(self) -> int:
         """The tag of a new session. Numbers come round again after a million of them."""
@@ -44,64 +49,88 @@ class TagSpace:
         return session | self._processes
 
 
-def tags_work() -> bool:
-    """Whether this process may tag its children: not where its own limit is capped below."""
-    return resource.getrlimit(_LIMIT)[1] == resource.RLIM_INFINITY
-
-
 @contextmanager
 def inherited_tag(tag: int) -> Generator[None]:
-    """Let every child that this process starts meanwhile inherit a tag, from its first instruction on."""
+    """Let every child that this process starts meanwhile inherit a tag, from its first instruction on.
+
+    Nobody is tagged where this process's own limit is capped.
+    """
     before = resource.getrlimit(_LIMIT)
-    resource.setrlimit(_LIMIT, (tag, before[1]))
+    with suppress(OSError, ValueError):
+        resource.setrlimit(_LIMIT, (tag, before[1]))
     try:
         yield
     finally:
         resource.setrlimit(_LIMIT, before)
 
 
-def tag_process(pid: int, value: int) -> None:
-    """Tag a process that runs already; one that it has forked before stays without."""
-    try:
-        hard = resource.prlimit(pid, _LIMIT)[1]
-        resource.prlimit(pid, _LIMIT, (value, hard))
-    except (OSError, ValueError):
-        pass  # it is dead already, or has become another user's
+def take_tag(pid: int) -> None:
+    """Give a process the limit that this one has."""
+    with suppress(OSError):  # it is dead, or has become another user's
+        resource.prlimit(pid, _LIMIT, resource.getrlimit(_LIMIT))
 
 
 def tag_of(pid: int) -> int:
-    """The tag of a process; 0 if it has none that can be read."""
+    """The tag of a process, be it alive or a zombie; 0 if it has none that can be read, GONE if nobody is there."""
     try:
         value = resource.prlimit(pid, _LIMIT)[0]
-    except OSError:
-        return 0
+    except ProcessLookupError:
+        return GONE
+    except PermissionError:
+        # Another user's. Only root could do anything to it, and root may lack the capability that prlimit asks for.
+        value = _limit_in_proc(pid) if os.geteuid() == 0 else 0
     return value if value > 0 and value & _OURS else 0
 
 
-def every_pid() -> Iterator[int]:
-    """All processes that /proc shows."""
-    return (int(name) for name in os.listdir("/proc") if name.isdigit())
+def _limit_in_proc(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/limits", "rb", buffering=0) as file:
+            row = next(line for line in file.readall().splitlines() if line.startswith(b"Max file locks"))
+    except (FileNotFoundError, ProcessLookupError, StopIteration):
+        return 0
+    soft = row.split()[3]
+    return int(soft) if soft.isdigit() else 0
+
+
+def every_pid() -> list[int]:
+    """All processes that /proc shows, by number."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
 def children_of(pid: int) -> list[int]:
-    """The children of a process, whichever of its threads has forked them; [] if it is gone."""
+    """The children of a process, in order of their start, whichever of its threads has forked them.
+
+    Returns:
+        [] if it is gone.
+
+    Raises:
+        OSError: there is no room for a descriptor.
+    """
     children: list[int] = []
     try:
         for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
-                children += map(int, file.read().split())
-    except OSError:
+            with open(f"/proc/{pid}/task/{thread}/children", "rb", buffering=0) as file:
+                children += map(int, file.readall().split())
+    except (FileNotFoundError, ProcessLookupError):
         pass
     return children
 
 
-def state_and_parent(pid: int) -> tuple[str, int]:
-    """The state letter of a process (`Z`: dead and not yet reaped; `X`: gone) and the number of its parent."""
+def descendants_of(pid: int) -> Iterator[int]:
+    """All descendants of a process, parents before their children. However deep they are nested."""
+    waiting = [pid]
+    while waiting:
+        for child in children_of(waiting.pop()):
+            yield child
+            waiting.append(child)
+
+
+def parent_of(pid: int) -> int:
+    """The number of the parent of a process; 0 if it is gone."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            text = file.read()
-    except OSError:
-        return "X", 0
-    # The name stands in brackets and may hold any character, brackets included.
-    state, parent = text[text.rfind(b")") + 2 :].split(None, 2)[:2]
-    return state.decode(), int(parent)
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            text = file.readall()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    # The name stands in brackets and may hold any character, brackets included. The state comes first.
+    return int(text[text.rfind(b")") + 2 :].split(None, 2)[1])

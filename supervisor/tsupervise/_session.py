@@ -111,12 +111,14 @@ class Session:
                 finally:
                     # Here and not later: a start in the very moment of the end must find no way in.
                     self._ended = True
+                    self.kill_all()
+                    await self._containment.sweep(self._tag)
                 nursery.cancel_scope.cancel()
         finally:
             self.kill_all()
             for process in list(self._processes.values()):
                 self._forget(process)
-            # What closed processes have left behind belongs to the session until now.
+            # What is left behind belonged to the session until now.
             await self._containment.sweep(self._tag)
             self.over.set()
             log.info("session %s ended", self.session_id)

@@ -103,10 +103,23 @@ class Child:
     """Our own hold on the terminal's other side, so that a child that closes its own and opens /dev/tty later
     loses nothing. Released when the child is dead."""
     _reaped: bool = field(default=False)
+    _killed: bool = field(default=False)
 
     async def wait_exit(self) -> None:
-        """Wait until the child is dead. It stays unreaped, so that its number stays its own."""
+        """Wait until the child is dead and can be asked how it ended. It stays unreaped, so that its number
+        stays its own.
+
+        Whoever traces it, such as a debugger, is told first. For a child that was killed here nobody waits
+        longer than KILL_GRACE_S for that.
+        """
         await trio.lowlevel.wait_readable(self.pidfd)
+        give_up_at = trio.current_time() + KILL_GRACE_S
+        while not self.has_exited():
+            if self._killed:
+                await self.enclosure.sweep()  # a tracer that is one of its own goes with it
+                if trio.current_time() > give_up_at:
+                    break
+            await trio.sleep(TRACED_S)
 
     def has_exited(self) -> bool:
         """Whether the child is dead already, without waiting."""
@@ -119,12 +132,14 @@ class Child:
         """The exit code, or 128 + signal, and the signal if one ended it. Call after `wait_exit`.
 
         The code is -1 if somebody else has reaped the child, such as a host program that ignores SIGCHLD.
+        One that was killed, and whose end its tracer does not let be known, has died of that.
         """
         try:
-            info = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT)
+            info = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG)
         except ChildProcessError:
             return -1, None
-        assert info is not None, "waitid without WNOHANG returns a status"
+        if info is None:
+            return 128 + signal.SIGKILL, signal.SIGKILL
         if info.si_code == os.CLD_EXITED:
             return info.si_status, None
         return 128 + info.si_status, info.si_status
@@ -134,14 +149,15 @@ class Child:
         if not self._reaped:
             self._reaped = True
             with suppress(ChildProcessError):
-                os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+                os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)
             self.group.leader_was_reaped()
             self.enclosure.leader_was_reaped()
 
     def kill(self) -> None:
-        """SIGKILL to the process group, and to all that is enclosed where the system knows who that is."""
-        self.group.kill()
+        """SIGKILL to all that is enclosed, as far as it is found at once, and to the process group."""
+        self._killed = True
         self.enclosure.kill()
+        self.group.kill()
 
     def foreground_group(self) -> int:
         """The group that a key such as ^C would reach: a terminal's foreground group, else the child's own."""
@@ -191,11 +207,11 @@ class Child:
         It takes KILL_GRACE_S and SWEEP_S at most, cancelled or not.
         """
         self.kill()
+        await self.enclosure.sweep()
         with trio.move_on_after(KILL_GRACE_S, shield=True) as grace:
             await self.wait_exit()
         if grace.cancelled_caught:
             log.error("process %d does not die of SIGKILL", self.pid)
-        await self.enclosure.sweep()
         if not grace.cancelled_caught:
             self.reap()
         self.close()
@@ -204,6 +220,9 @@ class Child:
 KILL_GRACE_S = 5.0
 """How long a killed child may take to die before we stop waiting for it. Only a child in uninterruptible
 sleep takes longer than milliseconds."""
+
+TRACED_S = 0.05
+"""Seconds between looks at a dead child whose tracer, such as a debugger, has not taken note of its end."""
 
 Spawner = Callable[[SpawnRequest, Enclosure], "Child | Awaitable[Child]"]
 """Starts a child in an enclosure, at once or after a wait. An awaited one that is cancelled leaves nothing

@@ -48,7 +48,7 @@ class Supervisor:
         self.containment = containment
         self.inherited = own_environment()
         """What `inherit` in an envPolicy means."""
-        self.environment: EnvironmentInfo = environment_info(__version__, OWN_CAPABILITIES, self.inherited)
+        self._environment = environment_info(__version__, OWN_CAPABILITIES, self.inherited)
         self._spawner = spawner
         self._nursery = nursery
         self.started_at_ms = time.time_ns() // 1_000_000
@@ -60,6 +60,11 @@ class Supervisor:
         # Random in front, so that a uid noted before a restart names nothing after it.
         self._uid_prefix = secrets.token_hex(3)
         self._uids = 0
+
+    @property
+    def environment(self) -> EnvironmentInfo:
+        """What clients are told of the place where processes run."""
+        return msgspec.structs.replace(self._environment, containment=self.containment.kind)
 
     def next_uid(self) -> str:
         """A name for a process that this daemon gives once, and no other daemon gives."""
@@ -166,6 +171,7 @@ class Supervisor:
             processes=dict(Counter(process.state_name for _, process in self._index.values())),
             retained_bytes=self._retained.bytes,
             retained_total_bytes=self.settings.retained_total_bytes,
+            containment=self.containment.kind,
         )
 
     def kill_all(self) -> None:

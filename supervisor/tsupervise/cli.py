@@ -101,6 +101,11 @@ def main() -> None:
 @click.option(
     "--insecure", is_flag=True, help="Listen beyond this machine, though whoever connects can run programs."
 )
+@click.option(
+    "--no-cgroup",
+    is_flag=True,
+    help="Contain processes without control groups, even where the system has them.",
+)
 def run(
     listen: str,
     detached_ttl: float,
@@ -111,6 +116,7 @@ def run(
     log_format: str,
     exit_on_stdin_close: bool,
     insecure: bool,
+    no_cgroup: bool,
 ) -> None:
     """Run the daemon, until SIGTERM, SIGINT or SIGHUP."""
     try:
@@ -130,8 +136,9 @@ def run(
         retained_total_bytes=retained_total_bytes,
     )
     log_to_stderr(log_level, as_json=log_format == "json")
+    options = ServerOptions(address, settings, exit_on_stdin_close, use_cgroups=not no_cgroup)
     try:
-        code = serve_forever(ServerOptions(address, settings, exit_on_stdin_close))
+        code = serve_forever(options)
     except CannotListen as refusal:
         raise click.ClickException(str(refusal)) from None
     sys.exit(code)

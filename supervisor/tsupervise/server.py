@@ -49,11 +49,13 @@ class ServerOptions:
         listen: where to listen, or `stdio`.
         settings: times and bounds.
         exit_on_stdin_close: when listening, whether the end of standard input ends the daemon.
+        use_cgroups: whether to contain processes by control groups where the system has them.
     """
 
     listen: ListenAddress
     settings: Settings = field(default_factory=Settings)
     exit_on_stdin_close: bool = False
+    use_cgroups: bool = True
 
 
 def serve_forever(options: ServerOptions) -> int:
@@ -86,7 +88,8 @@ async def _serve(options: ServerOptions) -> int:
                 watches.start_soon(_stop_on_stdin_end, serving)
             listener = None if options.listen == "stdio" else await _listen(options.listen)
             with serving:
-                containment = Containment(owns_process=True, subtree=open_subtree())
+                subtree = open_subtree() if options.use_cgroups else None
+                containment = Containment(owns_process=True, subtree=subtree)
                 watches.start_soon(_reap_orphans, containment)
                 async with open_supervisor_core(options.settings, containment=containment) as supervisor:
                     watches.start_soon(_stop_on_signal, signals, serving, supervisor)
