@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,8 +25,8 @@ from daemons import command_of
 
 SOURCE = Path(__file__).with_name("process_tree.c")
 
-ORDINARY_USER = 65534
-"""`nobody` on most systems; any user without rights will do."""
+ORDINARY_USER = os.getuid() or 65534
+"""Who runs the tests, or for root whoever has no rights: `nobody` on most systems."""
 
 
 LOOKS = 3
@@ -47,7 +47,8 @@ class Trees:
 
     binary: Path
     prefix: str
-    count: int = 0
+    names: list[str] = field(default_factory=list[str])
+    """What they are called, in order of their making."""
 
     def grow(self, seed: int, size: int, options: str) -> list[str]:
         """The command of a new tree; see `process_tree.c` for what the options are."""
@@ -58,8 +59,8 @@ class Trees:
         return [self._new_name(), "escape", kind]
 
     def _new_name(self) -> str:
-        self.count += 1
-        path = self.binary.with_name(f"{self.prefix}{self.count:x}")
+        path = self.binary.with_name(f"{self.prefix}{len(self.names):x}")
+        self.names.append(path.name)
         os.link(self.binary, path)
         return str(path)
 

@@ -38,12 +38,11 @@ MODES: tuple[Mode, ...] = ("root-cgroup", "root-subreaper", "user-cgroup", "user
 
 OFF = """
 import sys
-from tsupervise import _cgroup, _containment, _keeper, __main__
+from tsupervise import _containment, _keeper, __main__
 async def sweep(self, key): pass
 _containment.Containment.sweep = sweep
 _containment.Enclosure.kill = lambda self: None
-_cgroup.Subtree.close = lambda self: None
-_keeper.end_subtrees = _keeper._end_what_is_left = lambda _: None
+_keeper._end_what_is_left = lambda spared: None
 __main__.main()
 """
 """The command without containment: what is left is the signal to the process group."""
@@ -190,6 +189,8 @@ async def test_the_end_of_a_daemon_leaves_nobody(
     mode: Mode, trees: Trees, ending: str, long_profile: bool
 ) -> None:
     """SIGTERM, SIGKILL, or SIGTERM to the keeper: when the keeper has gone, nobody is left."""
+    if not long_profile and mode in ("root-subreaper", "user-cgroup"):
+        pytest.skip("each daemon takes its time: in the long profile")
     slowest = 0.0
     for number in batches(long_profile):
         with started(mode) as daemon:
@@ -215,6 +216,8 @@ async def test_the_end_of_an_owner_leaves_nobody(
     mode: str, trees: Trees, ending: str, long_profile: bool
 ) -> None:
     """In a program that supervises by itself: a block that is left or cancelled, or a start that is given up."""
+    if not long_profile and mode == "root-tag":
+        pytest.skip("each program takes its time: in the long profile")
     kind = mode.partition("-")[2]
     wrapper = as_user(ORDINARY_USER if mode.startswith("user") else 0)
     # Orphans are not a mere program's: nobody there finds one that has shed all that it could be known by.
@@ -253,11 +256,14 @@ async def test_the_end_of_an_owner_leaves_nobody(
 
 @pytest.mark.parametrize("ending", ["terminate", "session", "killed"])
 async def test_without_containment_the_same_look_finds_survivors(trees: Trees, ending: str) -> None:
-    """The trees do get away, and the look at the machine does see them, where nothing contains them."""
-    daemon = start_daemon(command=[sys.executable, "-c", OFF, "run"])
+    """What escapes does get away, and the look at the machine does see it, where nothing contains it."""
+    daemon = start_daemon("ours", "--no-cgroup", command=[sys.executable, "-c", OFF, "run"])
     with running(daemon):
         async with connect(daemon.url) as peer:
-            names = await grow(peer, trees, 4, "", new_names())
+            names = ["daemon", "setsid", "deaf", "stopped"]
+            for name in names:
+                (await peer.start(name, *trees.escape(name))).ok()
+                await peer.until_output(name, b"up")
             if ending == "terminate":
                 for name in names:
                     (await peer.terminate(name)).ok()
@@ -266,4 +272,4 @@ async def test_without_containment_the_same_look_finds_survivors(trees: Trees, e
             else:
                 os.kill(listening_pid(daemon), signal.SIGKILL)
                 assert await trio.to_thread.run_sync(daemon.process.wait, 10) == 128 + signal.SIGKILL
-            assert trees.survivors() != []
+            assert {member.name for member in trees.survivors()} == set(trees.names[-4:])
