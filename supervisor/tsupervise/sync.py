@@ -14,6 +14,8 @@ leaving its blocks does nothing.
 
 from __future__ import annotations
 
+import os
+import ssl
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self, Unpack, final
@@ -51,6 +53,10 @@ def connect(
     *,
     client_name: str = "tsupervise",
     resume_session_id: str | None = None,
+    token: str | None = None,
+    token_file: str | os.PathLike[str] | None = None,
+    ssl_context: ssl.SSLContext | None = None,
+    insecure_token: bool = False,
     recovery_s: float = RECOVERY_S,
     silence_s: float = SILENCE_S,
     timeout: float | None = None,
@@ -66,6 +72,10 @@ def connect(
                 url,
                 client_name=client_name,
                 resume_session_id=resume_session_id,
+                token=token,
+                token_file=token_file,
+                ssl_context=ssl_context,
+                insecure_token=insecure_token,
                 recovery_s=recovery_s,
                 silence_s=silence_s,
             ),
