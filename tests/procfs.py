@@ -52,11 +52,12 @@ def listening_pid(daemon: Daemon) -> int:
     port = f":{daemon.address[1]:04X}"
     (inode,) = (row[9] for row in rows if row[1].endswith(port) and row[3] == LISTENING)
     for pid in family(daemon.pid):
-        for fd in Path(f"/proc/{pid}/fd").iterdir():
-            # A descriptor may be gone between the listing and the look; the listening one is not.
-            with suppress(OSError):
-                if os.readlink(fd) == f"socket:[{inode}]":
-                    return pid
+        # A descriptor, or its whole process, may be gone between listing and look; the listening one is not.
+        with suppress(FileNotFoundError):
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                with suppress(OSError):
+                    if os.readlink(f"/proc/{pid}/fd/{fd}") == f"socket:[{inode}]":
+                        return pid
     raise LookupError(f"nobody below {daemon.pid} listens on {daemon.url}")
 
 

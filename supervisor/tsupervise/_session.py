@@ -225,6 +225,9 @@ class Session:
             for process in list(self._processes.values()):
                 while process.state not in (State.CLOSED, State.GONE):
                     await process.wait_changed()
+            if self.holder is not None:
+                # A process that is forgotten is told of no more, and an answer goes before events that wait.
+                await self.holder.outbox.wait_until_empty()
         self._expires_at = -inf
         self._times_changed.unpark_all()
 
