@@ -31,7 +31,6 @@ from tsupervise_protocol.codec import (
 from tsupervise_protocol.errors import ErrorCode, MalformedMessage, ProtocolViolation, RpcError
 from tsupervise_protocol.json_limits import MAX_NESTING, MAX_VALUES, check_limits
 from tsupervise_protocol.messages import (
-    METHODS,
     ClosedNotification,
     ExitedNotification,
     InitializeParams,
@@ -43,6 +42,7 @@ from tsupervise_protocol.messages import (
     WriteParams,
     WriteResult,
 )
+from tsupervise_protocol.methods import METHODS
 
 
 def request(params: str = "{}", method: str = "environment/status", **members: str) -> bytes:

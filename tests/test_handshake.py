@@ -6,7 +6,7 @@ import pytest
 
 from tsupervise_protocol.errors import ErrorCode, ProtocolViolation, RpcError
 from tsupervise_protocol.handshake import Handshake, Phase
-from tsupervise_protocol.messages import METHODS
+from tsupervise_protocol.methods import METHODS
 
 ONCE = "initialize may only be sent once per connection"
 

@@ -12,7 +12,8 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from .base64_text import encode_base64
 from .errors import ErrorCode, MalformedMessage, ProtocolViolation, RpcError
 from .json_limits import check_limits
-from .messages import METHODS, NOTIFICATIONS, ErrorBody, Message, Stream
+from .messages import ErrorBody, Message, Stream
+from .methods import METHODS, NOTIFICATIONS
 
 _T = TypeVar("_T")
 

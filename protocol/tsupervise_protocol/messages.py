@@ -1,11 +1,11 @@
-"""Every message of the protocol as a frozen type, and the two tables that name them.
+"""The messages of the handshake, of processes and of sessions, each a frozen type.
 
 Members are camelCase on the wire and snake_case here. Unknown members are ignored by both sides, so a
 new member is always added with a default. `UNSET` means that the member is left out; `None` is null.
 """
 
 import math
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -488,53 +488,7 @@ class ClosedNotification(Message, frozen=True):
     seq: int
 
 
-# --- the tables --------------------------------------------------------------------------------------
-
-
-class Method(NamedTuple):
-    """A row of `METHODS`.
-
-    family: the words by which handshake errors name the method's kind.
-    scalar_members: for a method whose params are all required and all scalar, how many members an
-        ordinary request has, envelope included. It makes a proof possible, see `codec`.
-    """
-
-    params: type[Message]
-    result: type[Message]
-    family: str
-    scalar_members: int | None = None
-
-
-METHODS: dict[str, Method] = {
-    "initialize": Method(InitializeParams, InitializeResult, "exec"),
-    "environment/info": Method(NoParams, EnvironmentInfo, "environment info"),
-    "environment/status": Method(NoParams, EnvironmentStatusResult, "environment status"),
-    "process/start": Method(StartParams, StartResult, "exec"),
-    "process/read": Method(ReadParams, ReadResult, "exec"),
-    "process/write": Method(WriteParams, WriteResult, "exec", scalar_members=6),
-    "process/signal": Method(SignalParams, EmptyResult, "exec", scalar_members=5),
-    "process/terminate": Method(TerminateParams, TerminateResult, "exec", scalar_members=4),
-    "process/resize": Method(ResizeParams, EmptyResult, "exec", scalar_members=6),
-    "process/closeStdin": Method(CloseStdinParams, WriteResult, "exec", scalar_members=4),
-    "process/list": Method(NoParams, ListResult, "exec"),
-    "session/keep": Method(SessionKeepParams, EmptyResult, "session"),
-    "session/end": Method(SessionEndParams, EmptyResult, "session"),
-    "operator/status": Method(NoParams, OperatorStatusResult, "operator"),
-    "operator/list": Method(NoParams, OperatorListResult, "operator"),
-    "operator/wait": Method(OperatorWaitParams, OperatorEntry, "operator"),
-    "operator/read": Method(OperatorReadParams, ReadResult, "operator"),
-    "operator/write": Method(OperatorWriteParams, WriteResult, "operator"),
-    "operator/signal": Method(OperatorSignalParams, EmptyResult, "operator"),
-    "operator/terminate": Method(OperatorTerminateParams, TerminateResult, "operator"),
-    "operator/resize": Method(OperatorResizeParams, EmptyResult, "operator"),
-    "operator/closeStdin": Method(OperatorCloseStdinParams, WriteResult, "operator"),
-}
-
-NOTIFICATIONS: dict[str, type[Message]] = {
-    "process/output": OutputNotification,
-    "process/exited": ExitedNotification,
-    "process/closed": ClosedNotification,
-}
+# --- what a server announces, and errors ---------------------------------------------------------------
 
 OWN_CAPABILITIES = (
     "tsuperviseResize",

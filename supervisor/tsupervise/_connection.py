@@ -25,12 +25,14 @@ from tsupervise_protocol.codec import (
 )
 from tsupervise_protocol.errors import ErrorCode, MalformedMessage, ProtocolViolation, RpcError
 from tsupervise_protocol.handshake import Handshake
-from tsupervise_protocol.messages import METHODS, InitializeParams, Message
+from tsupervise_protocol.messages import InitializeParams, Message
+from tsupervise_protocol.methods import METHODS
 
 from ._channel import CloseCode, ServerChannel
-from ._handlers import ROWS, Row
+from ._handlers import ROWS
 from ._journal import tell
 from ._outbox import JOIN_BYTES, Outbox
+from ._rows import Row
 from ._session import Session
 from ._supervisor import Supervisor
 

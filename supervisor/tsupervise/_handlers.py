@@ -1,14 +1,9 @@
-"""What each method does: a table of rows, each a handler and how it is ordered among other requests.
-
-A handler answers at once, or returns a coroutine when it has to wait; it fails with RpcError. It takes what it
-needs from its `Peer` and never sees a connection.
-"""
+"""What each method does: the table of all rows, and the handlers of the handshake, processes and sessions."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Hashable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
 
 import trio
 
@@ -49,63 +44,12 @@ from tsupervise_protocol.messages import (
 from tsupervise_protocol.path_uri import PathUriError, parse_file_uri
 
 from ._child_environment import child_environment
+from ._disk import refuse_sandbox
 from ._lifecycle import State
-from ._outbox import Outbox
 from ._process import Process
+from ._rows import Outcome, Peer, Row
 from ._session import Session
 from ._spawn import DEFAULT_COLS, DEFAULT_ROWS, SpawnRequest
-from ._supervisor import Supervisor
-
-
-class Peer(Protocol):
-    """What a handler may use of the connection that its request came from."""
-
-    supervisor: Supervisor
-    outbox: Outbox
-
-    @property
-    def session(self) -> Session:
-        """The session that the connection holds.
-
-        Raises:
-            RpcError: another connection holds it now.
-        """
-        ...
-
-    async def open_session(self, params: InitializeParams) -> Session:
-        """Hold a new session, or the one named."""
-        ...
-
-    def require_operator(self) -> None:
-        """See that the peer is the user that the daemon runs as, or root.
-
-        Raises:
-            RpcError: NOT_ALLOWED, it is somebody else or cannot be told.
-        """
-        ...
-
-
-Outcome = Message | Awaitable[Message]
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """How one method is handled.
-
-    Args:
-        handler: takes the peer and the typed params.
-        lane: what orders requests among themselves: those of one lane are handled in order of arrival, a
-            waiting one holds up the next. None: no order.
-        overtakes: methods that this one does not wait for, though they hold its lane.
-        holds_lane: whether the next in the lane waits when this one has to.
-        inline: whether the connection handles nothing else meanwhile.
-    """
-
-    handler: Callable[[Peer, Any], Outcome]
-    lane: Callable[[Any], Hashable] | None = None
-    overtakes: frozenset[str] = frozenset()
-    holds_lane: bool = True
-    inline: bool = False
 
 
 def _initialize(peer: Peer, params: InitializeParams) -> Outcome:
@@ -164,11 +108,8 @@ def _spawn_request(params: StartParams, inherited: Mapping[str, str]) -> SpawnRe
 
 
 def _refuse_what_cannot_be_kept(params: StartParams) -> None:
+    refuse_sandbox(params.sandbox)
     refusals = (
-        (
-            params.sandbox is not None and not params.sandbox.asks_for_nothing,
-            "sandbox intent cannot be enforced on this executor: send sandbox: null to run without one",
-        ),
         (
             params.enforce_managed_network,
             "enforceManagedNetwork cannot be kept on this executor: send false to run without it",

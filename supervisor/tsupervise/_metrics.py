@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from tsupervise_protocol.errors import ErrorCode
-from tsupervise_protocol.messages import METHODS
+from tsupervise_protocol.methods import METHODS
 
 from ._outbox import Outbox
 

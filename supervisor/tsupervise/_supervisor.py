@@ -27,6 +27,7 @@ from tsupervise_protocol.messages import (
 from ._background import open_background
 from ._cgroup import open_subtree
 from ._containment import Containment
+from ._disk import Disk
 from ._environment_info import environment_info
 from ._inherited import own_environment
 from ._journal import Journal, bytes_of
@@ -69,6 +70,7 @@ class Supervisor:
         self.metrics = journal.metrics
         self.tracer: RequestTracer | None = None
         """Makes a span of each request, where that is wanted."""
+        self.disk = Disk()
         self.draining = False
         """Whether it takes no new sessions and starts no processes any more."""
         self.inherited = own_environment()

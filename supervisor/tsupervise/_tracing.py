@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from tsupervise_protocol.codec import Request, Trace
-from tsupervise_protocol.messages import METHODS, StartParams
+from tsupervise_protocol.messages import StartParams
+from tsupervise_protocol.methods import METHODS
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer

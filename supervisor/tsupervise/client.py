@@ -22,7 +22,6 @@ from msgspec import UNSET
 
 from tsupervise_protocol.errors import ErrorCode, MalformedMessage
 from tsupervise_protocol.messages import (
-    METHODS,
     CloseStdinParams,
     EmptyResult,
     EnvironmentInfo,
@@ -58,6 +57,7 @@ from tsupervise_protocol.messages import (
     WriteParams,
     WriteResult,
 )
+from tsupervise_protocol.methods import METHODS
 from tsupervise_protocol.path_uri import file_uri
 
 from ._background import open_background

@@ -1,0 +1,86 @@
+"""The two tables of the protocol: every request with its params and result, every notification with its params."""
+
+from typing import NamedTuple
+
+from .messages import (
+    ClosedNotification,
+    CloseStdinParams,
+    EmptyResult,
+    EnvironmentInfo,
+    EnvironmentStatusResult,
+    ExitedNotification,
+    InitializeParams,
+    InitializeResult,
+    ListResult,
+    Message,
+    NoParams,
+    OperatorCloseStdinParams,
+    OperatorEntry,
+    OperatorListResult,
+    OperatorReadParams,
+    OperatorResizeParams,
+    OperatorSignalParams,
+    OperatorStatusResult,
+    OperatorTerminateParams,
+    OperatorWaitParams,
+    OperatorWriteParams,
+    OutputNotification,
+    ReadParams,
+    ReadResult,
+    ResizeParams,
+    SessionEndParams,
+    SessionKeepParams,
+    SignalParams,
+    StartParams,
+    StartResult,
+    TerminateParams,
+    TerminateResult,
+    WriteParams,
+    WriteResult,
+)
+
+
+class Method(NamedTuple):
+    """A row of `METHODS`.
+
+    family: the words by which handshake errors name the method's kind.
+    scalar_members: for a method whose params are all required and all scalar, how many members an
+        ordinary request has, envelope included. It makes a proof possible, see `codec`.
+    """
+
+    params: type[Message]
+    result: type[Message]
+    family: str
+    scalar_members: int | None = None
+
+
+METHODS: dict[str, Method] = {
+    "initialize": Method(InitializeParams, InitializeResult, "exec"),
+    "environment/info": Method(NoParams, EnvironmentInfo, "environment info"),
+    "environment/status": Method(NoParams, EnvironmentStatusResult, "environment status"),
+    "process/start": Method(StartParams, StartResult, "exec"),
+    "process/read": Method(ReadParams, ReadResult, "exec"),
+    "process/write": Method(WriteParams, WriteResult, "exec", scalar_members=6),
+    "process/signal": Method(SignalParams, EmptyResult, "exec", scalar_members=5),
+    "process/terminate": Method(TerminateParams, TerminateResult, "exec", scalar_members=4),
+    "process/resize": Method(ResizeParams, EmptyResult, "exec", scalar_members=6),
+    "process/closeStdin": Method(CloseStdinParams, WriteResult, "exec", scalar_members=4),
+    "process/list": Method(NoParams, ListResult, "exec"),
+    "session/keep": Method(SessionKeepParams, EmptyResult, "session"),
+    "session/end": Method(SessionEndParams, EmptyResult, "session"),
+    "operator/status": Method(NoParams, OperatorStatusResult, "operator"),
+    "operator/list": Method(NoParams, OperatorListResult, "operator"),
+    "operator/wait": Method(OperatorWaitParams, OperatorEntry, "operator"),
+    "operator/read": Method(OperatorReadParams, ReadResult, "operator"),
+    "operator/write": Method(OperatorWriteParams, WriteResult, "operator"),
+    "operator/signal": Method(OperatorSignalParams, EmptyResult, "operator"),
+    "operator/terminate": Method(OperatorTerminateParams, TerminateResult, "operator"),
+    "operator/resize": Method(OperatorResizeParams, EmptyResult, "operator"),
+    "operator/closeStdin": Method(OperatorCloseStdinParams, WriteResult, "operator"),
+}
+
+NOTIFICATIONS: dict[str, type[Message]] = {
+    "process/output": OutputNotification,
+    "process/exited": ExitedNotification,
+    "process/closed": ClosedNotification,
+}
