@@ -28,6 +28,8 @@ class Call:
 
     tool: str
     arguments: Mapping[str, Any]
+    namespace: str | None = None
+    """Of the tools that an MCP server has."""
 
 
 Turn = Sequence[Call] | Callable[[Sequence[str]], Sequence[Call]]
@@ -43,11 +45,14 @@ class ScriptedModel:
     outputs: list[list[str]] = field(default_factory=list[list[str]])
     asked: list[str] = field(default_factory=list[str])
     """The call ids of the turn that is under way."""
+    told: str = ""
+    """All that the client has said so far, as it says it again with each request: as JSON."""
     finished: bool = False
     ids: Iterator[int] = field(default_factory=count)
 
     def respond(self, conversation: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The output items of the next turn, given the `input` of the client's request."""
+        self.told = json.dumps(conversation, ensure_ascii=False)
         if self.asked:
             answered = {
                 item["call_id"]: text_of(item["output"])
@@ -66,8 +71,10 @@ class ScriptedModel:
     def function_call(self, call: Call) -> dict[str, Any]:
         call_id = self.new_id()
         self.asked.append(call_id)
-        arguments = json.dumps(call.arguments)
-        return {"type": "function_call", "call_id": call_id, "name": call.tool, "arguments": arguments}
+        item = {"type": "function_call", "call_id": call_id, "name": call.tool}
+        if call.namespace is not None:
+            item["namespace"] = call.namespace
+        return {**item, "arguments": json.dumps(call.arguments)}
 
     def new_id(self) -> str:
         return f"id-{next(self.ids)}"

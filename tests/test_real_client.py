@@ -22,7 +22,7 @@ import trio
 
 from daemons import REFERENCE, Daemon
 from fault_proxy import fault_proxy
-from scripted_model import Call, Turn, scripted_model
+from scripted_model import Call, ScriptedModel, Turn, scripted_model
 
 OLD_CLIENT = os.environ.get("TSUPERVISE_REFERENCE_OLD")
 
@@ -110,8 +110,10 @@ enabled = false
 """
 
 
-async def run_client(binary: str, home: Path, server_url: str, turns: Sequence[Turn]) -> list[list[str]]:
-    """Let the client go through a script; returns what the tools answered, turn by turn."""
+async def run_client(
+    binary: str, home: Path, server_url: str, turns: Sequence[Turn], *, more_config: str = ""
+) -> ScriptedModel:
+    """Let the client go through a script; returns the model, with what the tools answered, turn by turn."""
     settings = home / "settings"
     temporary = home / "tmp"  # the client refuses settings that lie in its temporary directory
     for folder in (settings, temporary):
@@ -127,7 +129,7 @@ async def run_client(binary: str, home: Path, server_url: str, turns: Sequence[T
         "NO_PROXY": "127.0.0.1",
     }
     async with scripted_model(turns) as model:
-        (settings / "config.toml").write_text(CONFIG.format(port=model.port))
+        (settings / "config.toml").write_text(CONFIG.format(port=model.port) + more_config)
         with trio.fail_after(RUN_S):
             finished = await trio.run_process(
                 [binary, "exec", "--skip-git-repo-check", "--cd", str(home), "follow the script"],
@@ -138,7 +140,7 @@ async def run_client(binary: str, home: Path, server_url: str, turns: Sequence[T
                 check=False,
             )
     assert model.finished, f"the client gave up early:\n{finished.stdout.decode(errors='replace')}"
-    return model.outputs
+    return model
 
 
 async def run_all_flows(binary: str, home: Path, daemon: Daemon) -> dict[str, Outcome]:
@@ -166,7 +168,8 @@ async def run_all_flows(binary: str, home: Path, daemon: Daemon) -> dict[str, Ou
             proxy.cut(CUT_S)
             return [write(session_in(answer), "") for answer in answers[3:]]
 
-        started, talked, polled = await run_client(binary, home, proxy.url, [start, talk, cut])
+        model = await run_client(binary, home, proxy.url, [start, talk, cut])
+        started, talked, polled = model.outputs
     assert proxy.refused > 0, "the client never noticed the cut"
     assert proxy.carried == 2, "one connection before the cut and one after it"
     return {
@@ -224,7 +227,7 @@ async def test_input_that_a_cut_overtakes_arrives_once(
             *(type_line(line, cut) for line, cut in zip(lines, cuts, strict=False)),
             lambda answers: [write(session_in(answers[0]), CTRL_D)],
         ]
-        answers = await run_client(REFERENCE, tmp_path, proxy.url, turns)
+        answers = (await run_client(REFERENCE, tmp_path, proxy.url, turns)).outputs
     assert proxy.carried == 1 + len(lines), "every cut cost one connection"
     told = outcome_of(*(answer for [answer] in answers))
     assert told == Outcome(4, "".join(f"{line}\r\ngot {line}\r\n" for line in lines))

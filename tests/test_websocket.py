@@ -96,6 +96,20 @@ class TestGoldenFrames:
         """A message leaves as one final, unmasked text frame with the shortest length field."""
         assert WebSocket.frame([b"x" * size]) == bytes.fromhex(header) + b"x" * size
 
+    @pytest.mark.parametrize("more", [0, 1, 125, 126, 65536, MAX_FRAME_BYTES, MAX_FRAME_BYTES + 1])
+    def test_what_no_client_takes_in_one_frame_leaves_in_several(self, more: int) -> None:
+        """A message of more than 16 MiB is cut into frames of that size, each with the shortest length field."""
+        message = b"x" * (MAX_FRAME_BYTES + more)
+        client = client_protocol()
+        data = WebSocket.frame([b"before", message, b"behind"])
+        client.receive_data(data)
+        before, *parts, behind = (event for event in client.events_received() if isinstance(event, Frame))
+        assert (before.data, behind.data) == (b"before", b"behind")
+        assert b"".join(part.data for part in parts) == message
+        assert [len(part.data) for part in parts[:-1]] == [MAX_FRAME_BYTES] * (len(parts) - 1)
+        assert [part.fin for part in parts] == [False] * (len(parts) - 1) + [True]
+        assert len(data) == sum(len(part.serialize(mask=False)) for part in (before, *parts, behind))
+
     def test_several_messages_leave_in_one_piece(self) -> None:
         """Frames that are ready together are joined in order."""
         assert WebSocket.frame([b"a", b"", b"bc"]) == b"\x81\x01a\x81\x00\x81\x02bc"

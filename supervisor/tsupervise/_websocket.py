@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import codecs
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from websockets.frames import CloseCode, Frame, Opcode
@@ -24,7 +24,8 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 
 MAX_FRAME_BYTES = 16 << 20
-"""Payload of one incoming frame; what the reference server accepts, to the byte."""
+"""Payload of one incoming frame; what the reference server accepts, to the byte. Its client accepts as much, and
+hangs up at more, so that it is the most of an outgoing frame as well."""
 
 MAX_MESSAGE_BYTES = 64 << 20
 """An incoming message in fragments; what the reference server accepts, to the byte."""
@@ -38,9 +39,12 @@ _SMALL = 1024
 _CONTROL_LIMIT = 64 << 10
 """Bytes of unsent control frames; past them only the newest pong is kept, as RFC 6455, 5.5.3 allows."""
 
-# The first byte of a frame that is whole, not a fragment: FIN and the opcode.
+_FINAL = 0x80
+"""In the first byte of a frame that ends its message."""
+
+# The first byte of a frame that is whole, not a fragment.
 _TEXT, _BINARY, _CLOSE, _PING = (
-    0x80 | code for code in (Opcode.TEXT, Opcode.BINARY, Opcode.CLOSE, Opcode.PING)
+    _FINAL | code for code in (Opcode.TEXT, Opcode.BINARY, Opcode.CLOSE, Opcode.PING)
 )
 
 _FORGET = 16 << 10
@@ -138,17 +142,14 @@ class WebSocket:
 
     @staticmethod
     def frame(messages: Sequence[bytes]) -> bytes:
-        """One unfragmented text frame for each message, which must be UTF-8, ready for a single send."""
-        parts: list[bytes] = []
+        """Text frames ready for a single send: one for each message, which must be UTF-8, more for a large one."""
+        parts: list[bytes | memoryview] = []
         for message in messages:
             size = len(message)
-            if size < 126:
-                parts.append(_SHORT_HEADERS[size])
-            elif size < 1 << 16:
-                parts.append(_pack_medium_header(_TEXT, 126, size))
+            if size > MAX_FRAME_BYTES:
+                parts.extend(_fragments(message))
             else:
-                parts.append(_pack_long_header(_TEXT, 127, size))
-            parts.append(message)
+                parts += (_SHORT_HEADERS[size] if size < 126 else _header(_TEXT, size), message)
         return b"".join(parts)
 
     def ping(self, payload: bytes = b"") -> None:
@@ -279,6 +280,26 @@ class WebSocket:
         if not self._closing:
             self._closing = True
             self._close_frame = frame
+
+
+def _fragments(message: bytes) -> Iterator[bytes | memoryview]:
+    """The frames of a message that is too large for one, header by header and payload by payload."""
+    view = memoryview(message)
+    first: int = Opcode.TEXT
+    for start in range(0, len(message), MAX_FRAME_BYTES):
+        payload = view[start : start + MAX_FRAME_BYTES]
+        if start + len(payload) == len(message):
+            first |= _FINAL
+        yield _header(first, len(payload))
+        yield payload
+        first = Opcode.CONT
+
+
+def _header(first: int, size: int) -> bytes:
+    """What stands before a payload of the server, which is not masked. The shortest spelling is the only one."""
+    if size < 126:
+        return bytes((first, size))
+    return _pack_medium_header(first, 126, size) if size < 1 << 16 else _pack_long_header(first, 127, size)
 
 
 def _frame_size(data: bytes, position: int) -> int:
