@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from .file_messages import WalkParams, WalkResult
 from .messages import (
     ClosedNotification,
     CloseStdinParams,
@@ -66,6 +67,7 @@ METHODS: dict[str, Method] = {
     "process/resize": Method(ResizeParams, EmptyResult, "exec", scalar_members=6),
     "process/closeStdin": Method(CloseStdinParams, WriteResult, "exec", scalar_members=4),
     "process/list": Method(NoParams, ListResult, "exec"),
+    "fs/walk": Method(WalkParams, WalkResult, "filesystem"),
     "session/keep": Method(SessionKeepParams, EmptyResult, "session"),
     "session/end": Method(SessionEndParams, EmptyResult, "session"),
     "operator/status": Method(NoParams, OperatorStatusResult, "operator"),

@@ -50,6 +50,7 @@ from ._process import Process
 from ._rows import Outcome, Peer, Row
 from ._session import Session
 from ._spawn import DEFAULT_COLS, DEFAULT_ROWS, SpawnRequest
+from ._walk_handlers import WALK_ROWS
 
 
 def _initialize(peer: Peer, params: InitializeParams) -> Outcome:
@@ -368,4 +369,4 @@ ROWS: dict[str, Row] = {
     "operator/signal": Row(_operator_signal),
     "operator/terminate": Row(_operator_terminate),
     "operator/resize": Row(_operator_resize),
-}
+} | WALK_ROWS
