@@ -73,7 +73,12 @@ ONLY_IN = {
         )
     },
     "subprocess": {"tsupervise._fork_spawn"},
-    "threading": {"tsupervise._loop_thread", "tsupervise._spill_file", "tsupervise._spawn_gate"},
+    "threading": {
+        "tsupervise._loop_thread",
+        "tsupervise._spill_file",
+        "tsupervise._spawn_gate",
+        "tsupervise._disk",
+    },
     "asyncio": set[str](),
     "opentelemetry": {"tsupervise._tracing"},
 }
