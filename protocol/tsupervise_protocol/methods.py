@@ -2,7 +2,16 @@
 
 from typing import NamedTuple
 
-from .file_messages import WalkParams, WalkResult
+from .file_messages import (
+    CloseFileParams,
+    OpenParams,
+    OpenResult,
+    ReadBlockParams,
+    ReadBlockResult,
+    WalkParams,
+    WalkResult,
+    WriteBlockParams,
+)
 from .messages import (
     ClosedNotification,
     CloseStdinParams,
@@ -67,6 +76,10 @@ METHODS: dict[str, Method] = {
     "process/resize": Method(ResizeParams, EmptyResult, "exec", scalar_members=6),
     "process/closeStdin": Method(CloseStdinParams, WriteResult, "exec", scalar_members=4),
     "process/list": Method(NoParams, ListResult, "exec"),
+    "fs/open": Method(OpenParams, OpenResult, "filesystem"),
+    "fs/readBlock": Method(ReadBlockParams, ReadBlockResult, "filesystem", scalar_members=6),
+    "fs/writeBlock": Method(WriteBlockParams, EmptyResult, "filesystem", scalar_members=6),
+    "fs/close": Method(CloseFileParams, EmptyResult, "filesystem", scalar_members=4),
     "fs/walk": Method(WalkParams, WalkResult, "filesystem"),
     "session/keep": Method(SessionKeepParams, EmptyResult, "session"),
     "session/end": Method(SessionEndParams, EmptyResult, "session"),

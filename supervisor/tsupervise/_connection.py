@@ -31,6 +31,7 @@ from tsupervise_protocol.methods import METHODS
 from ._channel import CloseCode, ServerChannel
 from ._handlers import ROWS
 from ._journal import tell
+from ._open_files import OpenFiles
 from ._outbox import JOIN_BYTES, Outbox
 from ._rows import Row
 from ._session import Session
@@ -65,6 +66,7 @@ class Connection:
     def __init__(self, supervisor: Supervisor, channel: ServerChannel, handshake_s: float = inf) -> None:
         self.supervisor = supervisor
         self.outbox = Outbox(channel.send_nowait)
+        self.files = OpenFiles()
         self._metrics = supervisor.metrics
         self._tracer = supervisor.tracer
         self._channel = channel
@@ -144,6 +146,8 @@ class Connection:
                         # Requests are over: nothing of this connection can touch the session any more.
                         if self._session is not None:
                             self._session.detach(self)
+                        for file in self.files.end():
+                            self.supervisor.disk.run_alone(file.give_up)
                     with trio.move_on_after(FAREWELL_S):
                         await self.outbox.wait_until_empty()
                     nursery.cancel_scope.cancel()

@@ -28,6 +28,9 @@ MAX_REPLY_BYTES = 1 << 20
 """Replies waiting to be sent, in bytes. Beyond it large answers wait, one of any size at a time; the peer's
 next requests wait too, for they could only add to it."""
 
+FILE_REPLIES = 4
+"""How many replies of one connection are made from file systems at a time: what waits for room takes memory."""
+
 JOIN_BYTES = 16 << 10
 """Messages are joined into one send while they are smaller than this together. Joining small ones is ten times
 faster; joining large ones costs almost half of the throughput (measured)."""
@@ -144,6 +147,8 @@ class Outbox:
         self._reply_bytes = 0
         self.large_reply = trio.Lock()
         """Held by who makes a large reply over several awaits."""
+        self.file_replies = trio.Semaphore(FILE_REPLIES)
+        """Held by who makes a large reply from a file system, which may never answer and hold up no others."""
         self.sent_bytes = 0
         """Of all messages that have been taken so far."""
         self.event_bytes = 0

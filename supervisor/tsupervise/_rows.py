@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from tsupervise_protocol.messages import InitializeParams, Message
 
+from ._open_files import OpenFiles
 from ._outbox import Outbox
 from ._session import Session
 from ._supervisor import Supervisor
@@ -22,6 +23,7 @@ class Peer(Protocol):
 
     supervisor: Supervisor
     outbox: Outbox
+    files: OpenFiles
 
     @property
     def session(self) -> Session:

@@ -10,7 +10,7 @@ import heapq
 import os
 import stat
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -19,7 +19,7 @@ from tsupervise_protocol.errors import ErrorCode, RpcError
 from tsupervise_protocol.file_messages import WalkEntry, WalkError, WalkOptions, WalkResult
 from tsupervise_protocol.path_uri import OPAQUE_PREFIX, file_uri
 
-from ._disk import os_failure
+from ._disk import os_text
 
 MAX_DEPTH = 64
 MAX_DIRECTORIES = 10_000
@@ -60,7 +60,9 @@ def check_walk_options(options: WalkOptions) -> None:
         )
 
 
-def walk(root: bytes, uri: str, options: WalkOptions) -> WalkResult:
+def walk(
+    root: bytes, uri: str, options: WalkOptions, between: Callable[[], object] = lambda: None
+) -> WalkResult:
     """List what lies below a folder, level by level, each folder by name in byte order. Blocks.
 
     Only folders and regular files are listed; of links, those to folders, and only if they are followed. A folder
@@ -71,6 +73,7 @@ def walk(root: bytes, uri: str, options: WalkOptions) -> WalkResult:
         root: absolute.
         uri: how the client spells the root; all URIs of the result begin with it.
         options: see `check_walk_options`.
+        between: called before each folder; what it raises ends the walk.
 
     Returns:
         An empty result if the root is no folder, or a link and links are not followed.
@@ -84,7 +87,7 @@ def walk(root: bytes, uri: str, options: WalkOptions) -> WalkResult:
         return WalkResult()
     fd = os.open(root, _OPEN_DIRECTORY)
     try:
-        return _Walk(root, fd, uri, options).run()
+        return _Walk(root, fd, uri, options).run(between)
     finally:
         os.close(fd)
 
@@ -113,7 +116,7 @@ class _Listing:
         self.entries.append(WalkEntry(path=uri, kind=kind))
 
     def add_error(self, uri: str, error: OSError) -> None:
-        message = os_failure(error).message
+        message = os_text(error)
         self._take(len(uri) + len(message.encode()))
         self.errors.append(WalkError(path=uri, message=message))
 
@@ -139,9 +142,10 @@ class _Walk:
         self._entered = {_identity(os.fstat(root_fd))}
         self._truncated = False
 
-    def run(self) -> WalkResult:
+    def run(self, between: Callable[[], object]) -> WalkResult:
         try:
             while self._queue:
+                between()
                 self._list(self._queue.popleft())
         except _Full:
             self._truncated = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import trio
+
 from tsupervise_protocol.file_messages import WalkParams, WalkResult
 from tsupervise_protocol.path_uri import file_uri
 
@@ -16,10 +18,12 @@ def _walk(peer: Peer, params: WalkParams) -> Outcome:
     root = native_path("path", params.path)
 
     async def run() -> WalkResult:
-        # One large answer at a time, and only when there is room for it.
-        async with peer.outbox.large_reply:
+        # Listings are made only when there is room for them, and few at a time.
+        async with peer.outbox.file_replies:
             await peer.outbox.wait_for_reply_room()
-            return await peer.supervisor.disk.run(lambda: walk(root, file_uri(root), params.options))
+            return await peer.supervisor.disk.run(
+                lambda: walk(root, file_uri(root), params.options, trio.from_thread.check_cancelled)
+            )
 
     return run()
 
