@@ -187,6 +187,7 @@ def test_no_capability_is_claimed_but_those_that_are_kept_and_the_ones_passed_in
     assert capabilities.keys() == {*CAPABILITIES, "tsuperviseX"}
     assert {name for name, holds in capabilities.items() if holds} == {
         "fileWriteStreaming",
+        "fsWatchMissing",
         "tsuperviseX",
     }
     assert len(CAPABILITIES) == 15

@@ -4,12 +4,15 @@ from typing import NamedTuple
 
 from .file_messages import (
     CloseFileParams,
+    MissingChangedNotification,
     OpenParams,
     OpenResult,
     ReadBlockParams,
     ReadBlockResult,
     WalkParams,
     WalkResult,
+    WatchMissingParams,
+    WatchMissingResult,
     WriteBlockParams,
 )
 from .messages import (
@@ -81,6 +84,7 @@ METHODS: dict[str, Method] = {
     "fs/writeBlock": Method(WriteBlockParams, EmptyResult, "filesystem", scalar_members=6),
     "fs/close": Method(CloseFileParams, EmptyResult, "filesystem", scalar_members=4),
     "fs/walk": Method(WalkParams, WalkResult, "filesystem"),
+    "fs/watchMissing": Method(WatchMissingParams, WatchMissingResult, "filesystem"),
     "session/keep": Method(SessionKeepParams, EmptyResult, "session"),
     "session/end": Method(SessionEndParams, EmptyResult, "session"),
     "operator/status": Method(NoParams, OperatorStatusResult, "operator"),
@@ -98,4 +102,5 @@ NOTIFICATIONS: dict[str, type[Message]] = {
     "process/output": OutputNotification,
     "process/exited": ExitedNotification,
     "process/closed": ClosedNotification,
+    "fs/missingChanged": MissingChangedNotification,
 }

@@ -33,7 +33,7 @@ CAPABILITIES = (
 )
 """Every capability that clients of the protocol ask about. One is true only when all it promises is kept."""
 
-_KEPT = ("fileWriteStreaming",)
+_KEPT = ("fileWriteStreaming", "fsWatchMissing")
 """Those of them that hold here."""
 
 _SHELL_KINDS = {"bash": "bash", "zsh": "zsh", "sh": "sh", "pwsh": "powershell"}

@@ -14,6 +14,7 @@ from tsupervise_protocol.messages import InitializeParams, Message
 
 from ._open_files import OpenFiles
 from ._outbox import Outbox
+from ._path_watch import PathWatches
 from ._session import Session
 from ._supervisor import Supervisor
 
@@ -24,6 +25,7 @@ class Peer(Protocol):
     supervisor: Supervisor
     outbox: Outbox
     files: OpenFiles
+    watches: PathWatches
 
     @property
     def session(self) -> Session:
@@ -47,7 +49,21 @@ class Peer(Protocol):
         ...
 
 
-Outcome = Message | Awaitable[Message]
+@dataclass(frozen=True, slots=True)
+class Continued:
+    """An answer, and what is to be done when it has been given.
+
+    Args:
+        answer: is queued first.
+        rest: is awaited next, in the same task and without a checkpoint in between. The request counts as open
+            until it is done.
+    """
+
+    answer: Message
+    rest: Callable[[], Awaitable[None]]
+
+
+Outcome = Message | Awaitable[Message | Continued]
 
 
 @dataclass(frozen=True, slots=True)
