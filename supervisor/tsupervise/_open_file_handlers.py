@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
-from tsupervise_protocol.base64_text import decode_base64, encode_base64_str
+from tsupervise_protocol.base64_text import decode_base64, encode_base64
 from tsupervise_protocol.errors import ErrorCode, RpcError
 from tsupervise_protocol.file_messages import (
     MAX_BLOCK_BYTES,
@@ -14,17 +14,17 @@ from tsupervise_protocol.file_messages import (
     OpenParams,
     OpenResult,
     ReadBlockParams,
-    ReadBlockResult,
     WriteBlockParams,
 )
 from tsupervise_protocol.messages import EmptyResult
 
 from ._disk import native_path, refuse_sandbox
-from ._rows import Outcome, Peer, Row
+from ._disk_answers import made_when_room
+from ._rows import Outcome, Peer, Result, Row
 
 
 def _open(peer: Peer, params: OpenParams) -> Outcome:
-    _check_handle_id(params.handle_id)
+    _check(peer, params.handle_id)
     refuse_sandbox(params.sandbox)
     path = native_path("path", params.path)
 
@@ -36,25 +36,22 @@ def _open(peer: Peer, params: OpenParams) -> Outcome:
 
 
 def _read_block(peer: Peer, params: ReadBlockParams) -> Outcome:
-    _check_handle_id(params.handle_id)
+    _check(peer, params.handle_id)
     _check_block_length("read", params.len)
 
-    def read() -> ReadBlockResult:
+    def make(head: bytes, tail: bytes) -> bytes:
         data = peer.files.read(params.handle_id, params.offset, params.len)
-        return ReadBlockResult(chunk=encode_base64_str(data), eof=len(data) < params.len)
+        eof = b"true" if len(data) < params.len else b"false"
+        return b"".join((head, b'{"chunk":"', encode_base64(data), b'","eof":', eof, b"}", tail))
 
-    async def run() -> ReadBlockResult:
-        # Blocks are made only when there is room for them, and few at a time: a peer that asks for many and
-        # reads none takes no memory.
-        async with peer.outbox.file_replies:
-            await peer.outbox.wait_for_reply_room()
-            return await peer.supervisor.disk.run(read)
+    async def run() -> Result:
+        return made_when_room(peer, make)
 
     return run()
 
 
 def _write_block(peer: Peer, params: WriteBlockParams) -> Outcome:
-    _check_handle_id(params.handle_id)
+    _check(peer, params.handle_id)
     try:
         data = decode_base64(params.chunk)
     except ValueError as error:
@@ -69,7 +66,7 @@ def _write_block(peer: Peer, params: WriteBlockParams) -> Outcome:
 
 
 def _close(peer: Peer, params: CloseFileParams) -> Outcome:
-    _check_handle_id(params.handle_id)
+    _check(peer, params.handle_id)
 
     async def run() -> EmptyResult:
         await peer.supervisor.disk.run(lambda: peer.files.close(params.handle_id))
@@ -78,7 +75,8 @@ def _close(peer: Peer, params: CloseFileParams) -> Outcome:
     return run()
 
 
-def _check_handle_id(handle_id: str) -> None:
+def _check(peer: Peer, handle_id: str) -> None:
+    _ = peer.session  # another connection may hold it by now
     if len(handle_id.encode("utf-8", "surrogatepass")) > MAX_HANDLE_ID_BYTES:
         text = f"file handle ID must not exceed {MAX_HANDLE_ID_BYTES} bytes"
         raise RpcError(ErrorCode.INVALID_REQUEST, text)

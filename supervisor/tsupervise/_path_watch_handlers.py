@@ -14,6 +14,7 @@ from ._rows import Continued, Outcome, Peer, Row
 
 
 def _watch_missing(peer: Peer, params: WatchMissingParams) -> Outcome:
+    _ = peer.session  # another connection may hold it by now
     missing = [native_path("missing", uri) for uri in params.missing]
     present = None if params.present is None else native_path("present", params.present)
     watch = peer.watches.renew(params.watch_id)
