@@ -311,6 +311,9 @@ ORDINARY: dict[str, dict[str, Any]] = {
     "process/terminate": {"processId": "p"},
     "process/resize": {"processId": "p", "rows": 24, "cols": 80},
     "process/closeStdin": {"processId": "p"},
+    "fs/readBlock": {"handleId": "h", "offset": 0, "len": 1},
+    "fs/writeBlock": {"handleId": "h", "offset": 0, "chunk": "aGk="},
+    "fs/close": {"handleId": "h"},
 }
 
 

@@ -23,7 +23,9 @@ ROOMS = {
     "core": """_process_tag _cgroup _limit_groups _posix_spawn _spawn_gate _limits _usage _containment _spill_index
         _event_log _lifecycle _stdin_queue _retained_total _settings _fd _fork_spawn _child_environment
         _environment_info _outbox _metrics _audit_log _spawn _hole_punch _spill_file _spill _process _journal
-        _disk _session _supervisor _rows _handlers _connection""",
+        _disk _walk _open_files _inotify _path_watch _session _supervisor _rows _birth_time _files _file_trees
+        _disk_answers _file_handlers _open_file_handlers _path_watch_handlers _walk_handlers _handlers
+        _connection""",
     "doors": """_listen_address _discovery _peer_user _ws_auth _http_door _doorkeeper _websocket _socket_stream
         _tls_stream _unix_listener _websocket_channel _stdio_channel _listener _service_manager _shutdown server""",
     "client": """_event_order _recovery _way_in _websocket_client _calls _process_streams _process_handle
@@ -70,10 +72,17 @@ ONLY_IN = {
             "tsupervise._hole_punch",
             "tsupervise._containment",
             "tsupervise._usage",
+            "tsupervise._inotify",
         )
     },
     "subprocess": {"tsupervise._fork_spawn"},
-    "threading": {"tsupervise._loop_thread", "tsupervise._spill_file", "tsupervise._spawn_gate"},
+    "threading": {
+        "tsupervise._loop_thread",
+        "tsupervise._spill_file",
+        "tsupervise._spawn_gate",
+        "tsupervise._disk",
+        "tsupervise._open_files",
+    },
     "asyncio": set[str](),
     "opentelemetry": {"tsupervise._tracing"},
 }
@@ -84,6 +93,7 @@ WITHOUT_TRIO = {
     *("_spill_index", "_spill_file", "_hole_punch"),
     *("_event_log", "_lifecycle", "_metrics", "_stdin_queue", "_retained_total", "_event_order", "_recovery"),
     *("_child_environment", "_environment_info", "_inherited", "_posix_spawn", "_keeper"),
+    *("_walk", "_open_files", "_inotify"),
     *("_cgroup", "_process_tag", "_limit_groups", "_limits", "_usage", "_spawn_gate"),
     *(
         "_http_door",

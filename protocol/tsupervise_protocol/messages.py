@@ -498,6 +498,7 @@ OWN_CAPABILITIES = (
     "tsuperviseSessions",
     "tsuperviseOperator",
     "tsuperviseLimits",
+    "tsuperviseFileUpdate",
 )
 """The names under which a server announces the methods and members that are our own."""
 

@@ -2,6 +2,31 @@
 
 from typing import NamedTuple
 
+from .file_messages import (
+    CanonicalizeParams,
+    CanonicalizeResult,
+    CloseFileParams,
+    CopyParams,
+    CreateDirectoryParams,
+    GetMetadataParams,
+    GetMetadataResult,
+    MissingChangedNotification,
+    OpenParams,
+    OpenResult,
+    ReadBlockParams,
+    ReadBlockResult,
+    ReadDirectoryParams,
+    ReadDirectoryResult,
+    ReadFileParams,
+    ReadFileResult,
+    RemoveParams,
+    WalkParams,
+    WalkResult,
+    WatchMissingParams,
+    WatchMissingResult,
+    WriteBlockParams,
+    WriteFileParams,
+)
 from .messages import (
     ClosedNotification,
     CloseStdinParams,
@@ -66,6 +91,12 @@ METHODS: dict[str, Method] = {
     "process/resize": Method(ResizeParams, EmptyResult, "exec", scalar_members=6),
     "process/closeStdin": Method(CloseStdinParams, WriteResult, "exec", scalar_members=4),
     "process/list": Method(NoParams, ListResult, "exec"),
+    "fs/open": Method(OpenParams, OpenResult, "filesystem"),
+    "fs/readBlock": Method(ReadBlockParams, ReadBlockResult, "filesystem", scalar_members=6),
+    "fs/writeBlock": Method(WriteBlockParams, EmptyResult, "filesystem", scalar_members=6),
+    "fs/close": Method(CloseFileParams, EmptyResult, "filesystem", scalar_members=4),
+    "fs/walk": Method(WalkParams, WalkResult, "filesystem"),
+    "fs/watchMissing": Method(WatchMissingParams, WatchMissingResult, "filesystem"),
     "session/keep": Method(SessionKeepParams, EmptyResult, "session"),
     "session/end": Method(SessionEndParams, EmptyResult, "session"),
     "operator/status": Method(NoParams, OperatorStatusResult, "operator"),
@@ -77,10 +108,19 @@ METHODS: dict[str, Method] = {
     "operator/terminate": Method(OperatorTerminateParams, TerminateResult, "operator"),
     "operator/resize": Method(OperatorResizeParams, EmptyResult, "operator"),
     "operator/closeStdin": Method(OperatorCloseStdinParams, WriteResult, "operator"),
+    "fs/readFile": Method(ReadFileParams, ReadFileResult, "filesystem"),
+    "fs/writeFile": Method(WriteFileParams, EmptyResult, "filesystem"),
+    "fs/createDirectory": Method(CreateDirectoryParams, EmptyResult, "filesystem"),
+    "fs/getMetadata": Method(GetMetadataParams, GetMetadataResult, "filesystem"),
+    "fs/canonicalize": Method(CanonicalizeParams, CanonicalizeResult, "filesystem"),
+    "fs/readDirectory": Method(ReadDirectoryParams, ReadDirectoryResult, "filesystem"),
+    "fs/remove": Method(RemoveParams, EmptyResult, "filesystem"),
+    "fs/copy": Method(CopyParams, EmptyResult, "filesystem"),
 }
 
 NOTIFICATIONS: dict[str, type[Message]] = {
     "process/output": OutputNotification,
     "process/exited": ExitedNotification,
     "process/closed": ClosedNotification,
+    "fs/missingChanged": MissingChangedNotification,
 }

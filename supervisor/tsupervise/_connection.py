@@ -22,6 +22,7 @@ from tsupervise_protocol.codec import (
     encode_error,
     encode_malformed,
     encode_result,
+    result_envelope,
 )
 from tsupervise_protocol.errors import ErrorCode, MalformedMessage, ProtocolViolation, RpcError
 from tsupervise_protocol.handshake import Handshake
@@ -31,8 +32,10 @@ from tsupervise_protocol.methods import METHODS
 from ._channel import CloseCode, ServerChannel
 from ._handlers import ROWS
 from ._journal import tell
+from ._open_files import OpenFiles
 from ._outbox import JOIN_BYTES, Outbox
-from ._rows import Row
+from ._path_watch import PathWatches
+from ._rows import Continued, LargeResult, Result, Row
 from ._session import Session
 from ._supervisor import Supervisor
 
@@ -65,6 +68,8 @@ class Connection:
     def __init__(self, supervisor: Supervisor, channel: ServerChannel, handshake_s: float = inf) -> None:
         self.supervisor = supervisor
         self.outbox = Outbox(channel.send_nowait)
+        self.files = OpenFiles()
+        self.watches = PathWatches()
         self._metrics = supervisor.metrics
         self._tracer = supervisor.tracer
         self._channel = channel
@@ -144,6 +149,8 @@ class Connection:
                         # Requests are over: nothing of this connection can touch the session any more.
                         if self._session is not None:
                             self._session.detach(self)
+                        for file in self.files.end():
+                            self.supervisor.disk.run_alone(file.give_up)
                     with trio.move_on_after(FAREWELL_S):
                         await self.outbox.wait_until_empty()
                     nursery.cancel_scope.cancel()
@@ -170,7 +177,9 @@ class Connection:
                 await self.outbox.wait()
                 messages = self.outbox.take()
                 await self._channel.send(messages)
-                if len(messages) == 1 and len(messages[0]) > JOIN_BYTES:
+                is_large = len(messages) == 1 and len(messages[0]) > JOIN_BYTES
+                del messages  # it may be hundreds of megabytes, and the next wait may be long
+                if is_large:
                     # A channel may take all without a checkpoint; in a flood the others want their turn.
                     await trio.lowlevel.checkpoint()
         except trio.BrokenResourceError:
@@ -292,7 +301,7 @@ class Connection:
         assert self._requests is not None, "requests come while the connection runs"
         self._requests.start_soon(task, *arguments)
 
-    def _begin(self, request: Request, row: Row) -> Awaitable[Message] | None:
+    def _begin(self, request: Request, row: Row) -> Awaitable[Result] | None:
         """Run a handler; reply if it has answered, else return what is to be awaited."""
         try:
             outcome = row.handler(self, request.params)
@@ -303,27 +312,36 @@ class Connection:
         else:
             if not isinstance(outcome, Message):
                 return outcome
-            self._succeed(request, outcome)
+            self._succeed(request, encode_result(request.id, outcome))
         return None
 
-    async def _finish(self, request: Request, outcome: Awaitable[Message]) -> bool:
-        """Await an answer and reply; returns whether it was a good one."""
+    async def _finish(self, request: Request, outcome: Awaitable[Result]) -> bool:
+        """Await an answer, reply, and see to what follows; returns whether it was a good one."""
         try:
             result = await outcome
+            if isinstance(result, LargeResult):
+                answer = await result.encode(*result_envelope(request.id))
+            else:
+                answer = encode_result(request.id, result.answer if isinstance(result, Continued) else result)
         except RpcError as error:
             self._fail(request, error)
+            return False
         except Exception:
             self._fail_inside(request)
-        else:
-            self._succeed(request, result)
-            return True
-        return False
+            return False
+        self._succeed(request, answer)
+        if isinstance(result, Continued):
+            try:
+                await result.rest()
+            except Exception:
+                log.exception("%s failed inside the server after its answer", request.method)
+        return True
 
-    async def _finish_one(self, request: Request, outcome: Awaitable[Message]) -> None:
+    async def _finish_one(self, request: Request, outcome: Awaitable[Result]) -> None:
         await self._finish(request, outcome)
         self._close_request(request)
 
-    async def _run_lane(self, name: Hashable, request: Request, outcome: Awaitable[Message]) -> None:
+    async def _run_lane(self, name: Hashable, request: Request, outcome: Awaitable[Result]) -> None:
         """Finish the request that holds the lane, then those that came behind it, in order."""
         lane = self._lanes[name]
         await self._finish_one(request, outcome)
@@ -336,7 +354,7 @@ class Connection:
                 await self._finish_one(request, following)
         del self._lanes[name]
 
-    def _begin_in_turn(self, request: Request, row: Row) -> Awaitable[Message] | None:
+    def _begin_in_turn(self, request: Request, row: Row) -> Awaitable[Result] | None:
         """Begin a request that has waited in a lane; return what is to be awaited if it holds the lane now."""
         outcome = self._begin(request, row)
         if outcome is None:
@@ -354,8 +372,8 @@ class Connection:
             held = self._begin_in_turn(*waiting)
             assert held is None, "what overtakes does not hold a lane"
 
-    def _succeed(self, request: Request, result: Message) -> None:
-        self.outbox.reply(encode_result(request.id, result))
+    def _succeed(self, request: Request, answer: bytes) -> None:
+        self.outbox.reply(answer)
         self._answered(request, None)
 
     def _fail(self, request: Request, error: RpcError) -> None:

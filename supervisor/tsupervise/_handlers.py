@@ -45,11 +45,15 @@ from tsupervise_protocol.path_uri import PathUriError, parse_file_uri
 
 from ._child_environment import child_environment
 from ._disk import refuse_sandbox
+from ._file_handlers import FILE_ROWS
 from ._lifecycle import State
+from ._open_file_handlers import OPEN_FILE_ROWS
+from ._path_watch_handlers import PATH_WATCH_ROWS
 from ._process import Process
 from ._rows import Outcome, Peer, Row
 from ._session import Session
 from ._spawn import DEFAULT_COLS, DEFAULT_ROWS, SpawnRequest
+from ._walk_handlers import WALK_ROWS
 
 
 def _initialize(peer: Peer, params: InitializeParams) -> Outcome:
@@ -330,7 +334,7 @@ def _by_session(params: Any) -> Hashable:
 
 # Reads wait for a start, so that a client may send both at once; a write that waits for its process to take
 # its input must not keep it from being read. Everything without a lane acts at once, whatever waits.
-ROWS: dict[str, Row] = {
+_ROWS: dict[str, Row] = {
     "initialize": Row(_initialize, inline=True),
     "environment/info": Row(_environment_info),
     "environment/status": Row(_environment_status),
@@ -369,3 +373,5 @@ ROWS: dict[str, Row] = {
     "operator/terminate": Row(_operator_terminate),
     "operator/resize": Row(_operator_resize),
 }
+
+ROWS = _ROWS | FILE_ROWS | OPEN_FILE_ROWS | PATH_WATCH_ROWS | WALK_ROWS

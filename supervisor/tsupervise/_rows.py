@@ -1,7 +1,8 @@
 """What a method is made of: its handler, how its requests are ordered, and what it may use of its connection.
 
 A handler answers at once, or returns a coroutine when it has to wait; it fails with RpcError. It takes what it
-needs from its `Peer` and never sees a connection.
+needs from its `Peer` and never sees a connection. A result that is large comes as JSON already, so that the loop
+never has to go through it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from typing import Any, Protocol
 
 from tsupervise_protocol.messages import InitializeParams, Message
 
+from ._open_files import OpenFiles
 from ._outbox import Outbox
+from ._path_watch import PathWatches
 from ._session import Session
 from ._supervisor import Supervisor
 
@@ -22,6 +25,8 @@ class Peer(Protocol):
 
     supervisor: Supervisor
     outbox: Outbox
+    files: OpenFiles
+    watches: PathWatches
 
     @property
     def session(self) -> Session:
@@ -45,7 +50,34 @@ class Peer(Protocol):
         ...
 
 
-Outcome = Message | Awaitable[Message]
+@dataclass(frozen=True, slots=True)
+class LargeResult:
+    """A result that is made to be sent, in a thread.
+
+    Args:
+        encode: makes the whole response, given the beginning and the end of its envelope.
+    """
+
+    encode: Callable[[bytes, bytes], Awaitable[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Continued:
+    """An answer, and what is to be done when it has been given.
+
+    Args:
+        answer: is queued first.
+        rest: is awaited next, in the same task and without a checkpoint in between. The request counts as open
+            until it is done.
+    """
+
+    answer: Message
+    rest: Callable[[], Awaitable[None]]
+
+
+Result = Message | LargeResult | Continued
+
+Outcome = Message | Awaitable[Result]
 
 
 @dataclass(frozen=True, slots=True)

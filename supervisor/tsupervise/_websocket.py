@@ -145,12 +145,24 @@ class WebSocket:
         """Text frames ready for a single send: one for each message, which must be UTF-8, more for a large one."""
         parts: list[bytes | memoryview] = []
         for message in messages:
-            size = len(message)
-            if size > MAX_FRAME_BYTES:
-                parts.extend(_fragments(message))
+            if len(message) > MAX_FRAME_BYTES:
+                parts.extend(WebSocket.frames_of(message))
             else:
-                parts += (_SHORT_HEADERS[size] if size < 126 else _header(_TEXT, size), message)
+                parts += (_header(_TEXT, len(message)), message)
         return b"".join(parts)
+
+    @staticmethod
+    def frames_of(message: bytes) -> Iterator[bytes | memoryview]:
+        """The frames of one message, headers and payloads by turns: several if it is too large for one."""
+        view = memoryview(message)
+        first: int = Opcode.TEXT
+        for start in range(0, len(message), MAX_FRAME_BYTES):
+            payload = view[start : start + MAX_FRAME_BYTES]
+            if start + len(payload) == len(message):
+                first |= _FINAL
+            yield _header(first, len(payload))
+            yield payload
+            first = Opcode.CONT
 
     def ping(self, payload: bytes = b"") -> None:
         """Queue a ping.
@@ -282,23 +294,10 @@ class WebSocket:
             self._close_frame = frame
 
 
-def _fragments(message: bytes) -> Iterator[bytes | memoryview]:
-    """The frames of a message that is too large for one, header by header and payload by payload."""
-    view = memoryview(message)
-    first: int = Opcode.TEXT
-    for start in range(0, len(message), MAX_FRAME_BYTES):
-        payload = view[start : start + MAX_FRAME_BYTES]
-        if start + len(payload) == len(message):
-            first |= _FINAL
-        yield _header(first, len(payload))
-        yield payload
-        first = Opcode.CONT
-
-
 def _header(first: int, size: int) -> bytes:
     """What stands before a payload of the server, which is not masked. The shortest spelling is the only one."""
     if size < 126:
-        return bytes((first, size))
+        return _SHORT_HEADERS[size] if first == _TEXT else bytes((first, size))
     return _pack_medium_header(first, 126, size) if size < 1 << 16 else _pack_long_header(first, 127, size)
 
 
