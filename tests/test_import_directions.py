@@ -23,7 +23,7 @@ ROOMS = {
     "core": """_process_tag _cgroup _limit_groups _posix_spawn _spawn_gate _limits _usage _containment _spill_index
         _event_log _lifecycle _stdin_queue _retained_total _settings _fd _fork_spawn _child_environment
         _environment_info _outbox _metrics _audit_log _spawn _hole_punch _spill_file _spill _process _journal
-        _disk _session _supervisor _rows _handlers _connection""",
+        _disk _session _supervisor _rows _birth_time _files _file_trees _file_handlers _handlers _connection""",
     "doors": """_listen_address _discovery _peer_user _ws_auth _http_door _doorkeeper _websocket _socket_stream
         _tls_stream _unix_listener _websocket_channel _stdio_channel _listener _service_manager _shutdown server""",
     "client": """_event_order _recovery _way_in _websocket_client _calls _process_streams _process_handle

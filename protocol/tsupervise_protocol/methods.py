@@ -2,6 +2,20 @@
 
 from typing import NamedTuple
 
+from .file_messages import (
+    CanonicalizeParams,
+    CanonicalizeResult,
+    CopyParams,
+    CreateDirectoryParams,
+    GetMetadataParams,
+    GetMetadataResult,
+    ReadDirectoryParams,
+    ReadDirectoryResult,
+    ReadFileParams,
+    ReadFileResult,
+    RemoveParams,
+    WriteFileParams,
+)
 from .messages import (
     ClosedNotification,
     CloseStdinParams,
@@ -77,6 +91,14 @@ METHODS: dict[str, Method] = {
     "operator/terminate": Method(OperatorTerminateParams, TerminateResult, "operator"),
     "operator/resize": Method(OperatorResizeParams, EmptyResult, "operator"),
     "operator/closeStdin": Method(OperatorCloseStdinParams, WriteResult, "operator"),
+    "fs/readFile": Method(ReadFileParams, ReadFileResult, "filesystem"),
+    "fs/writeFile": Method(WriteFileParams, EmptyResult, "filesystem"),
+    "fs/createDirectory": Method(CreateDirectoryParams, EmptyResult, "filesystem"),
+    "fs/getMetadata": Method(GetMetadataParams, GetMetadataResult, "filesystem"),
+    "fs/canonicalize": Method(CanonicalizeParams, CanonicalizeResult, "filesystem"),
+    "fs/readDirectory": Method(ReadDirectoryParams, ReadDirectoryResult, "filesystem"),
+    "fs/remove": Method(RemoveParams, EmptyResult, "filesystem"),
+    "fs/copy": Method(CopyParams, EmptyResult, "filesystem"),
 }
 
 NOTIFICATIONS: dict[str, type[Message]] = {

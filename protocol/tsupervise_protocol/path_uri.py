@@ -140,7 +140,7 @@ class PathUri:
             if b"\0" in path or not path.startswith(b"/") or PathUri.of(path) != self:
                 raise ForeignPathError(self, "not of a path that needs the opaque form")
             return path
-        return b"/" + b"/".join(unquote_to_bytes(segment) for segment in self._names)
+        return b"/" + b"/".join(unquote_to_bytes(name) for name in self._names if name)
 
     def join(self, path: bytes) -> "PathUri":
         """The URI of a path seen from this folder. `..` is resolved by the text alone and ends at the root.
@@ -163,6 +163,7 @@ class PathUri:
             elif name not in (b"", b"."):
                 names.append(quote(name, safe=_LITERAL))
         if names and _DRIVE_SEGMENT.fullmatch(names[0]):
+            # The spelling of a drive, though a name of here.
             return PathUri.of(b"/" + b"/".join(map(unquote_to_bytes, names)))
         return PathUri("", "/" + "/".join(names))
 
@@ -195,7 +196,8 @@ class PathUri:
 
     @property
     def _names(self) -> list[str]:
-        return [name for name in self.path.split("/") if name]
+        path = self.path.strip("/")
+        return path.split("/") if path else []
 
     @property
     def _is_opaque(self) -> bool:

@@ -44,6 +44,7 @@ from tsupervise_protocol.messages import (
 
 from ._child_environment import child_environment
 from ._disk import native_path, refuse_sandbox
+from ._file_handlers import FILE_ROWS
 from ._lifecycle import State
 from ._process import Process
 from ._rows import Outcome, Peer, Row
@@ -364,4 +365,4 @@ ROWS: dict[str, Row] = {
     "operator/signal": Row(_operator_signal),
     "operator/terminate": Row(_operator_terminate),
     "operator/resize": Row(_operator_resize),
-}
+} | FILE_ROWS
