@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tsupervise import _environment_info
-from tsupervise._environment_info import CAPABILITIES, environment_info, find_shell
+from tsupervise._environment_info import CAPABILITIES, KEPT, environment_info, find_shell
 from tsupervise_protocol.messages import EnvironmentInfo, ShellInfo
 from tsupervise_protocol.path_uri import file_uri
 
@@ -182,9 +182,13 @@ def test_temporary_directories_come_from_tmpdir(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_no_capability_is_claimed_but_the_ones_passed_in() -> None:
-    """Every name that clients ask about is there and false; own names are true."""
+    """Every name that clients ask about is there, and false unless it is kept; own names are true."""
     capabilities = info().capabilities
-    assert capabilities == {**dict.fromkeys(CAPABILITIES, False), "tsuperviseX": True}
+    assert capabilities == {
+        **dict.fromkeys(CAPABILITIES, False),
+        **dict.fromkeys(KEPT, True),
+        "tsuperviseX": True,
+    }
     assert len(CAPABILITIES) == 15
 
 

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from .http_messages import BodyDeltaNotification, HttpRequestParams, HttpResponse
 from .messages import (
     ClosedNotification,
     CloseStdinParams,
@@ -66,6 +67,7 @@ METHODS: dict[str, Method] = {
     "process/resize": Method(ResizeParams, EmptyResult, "exec", scalar_members=6),
     "process/closeStdin": Method(CloseStdinParams, WriteResult, "exec", scalar_members=4),
     "process/list": Method(NoParams, ListResult, "exec"),
+    "http/request": Method(HttpRequestParams, HttpResponse, "http"),
     "session/keep": Method(SessionKeepParams, EmptyResult, "session"),
     "session/end": Method(SessionEndParams, EmptyResult, "session"),
     "operator/status": Method(NoParams, OperatorStatusResult, "operator"),
@@ -83,4 +85,5 @@ NOTIFICATIONS: dict[str, type[Message]] = {
     "process/output": OutputNotification,
     "process/exited": ExitedNotification,
     "process/closed": ClosedNotification,
+    "http/request/bodyDelta": BodyDeltaNotification,
 }

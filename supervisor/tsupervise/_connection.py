@@ -32,7 +32,7 @@ from ._channel import CloseCode, ServerChannel
 from ._handlers import ROWS
 from ._journal import tell
 from ._outbox import JOIN_BYTES, Outbox
-from ._rows import Row
+from ._rows import Continued, Row
 from ._session import Session
 from ._supervisor import Supervisor
 
@@ -79,6 +79,7 @@ class Connection:
         self._challenged = False
         self._leaving = False
         self._is_operator = False
+        self.body_streams: set[str] = set()
         self.violated = False
         """Whether the peer broke the protocol and was sent away for it."""
         # What the peer is told if nothing else ends the connection first.
@@ -292,7 +293,7 @@ class Connection:
         assert self._requests is not None, "requests come while the connection runs"
         self._requests.start_soon(task, *arguments)
 
-    def _begin(self, request: Request, row: Row) -> Awaitable[Message] | None:
+    def _begin(self, request: Request, row: Row) -> Awaitable[Message | Continued] | None:
         """Run a handler; reply if it has answered, else return what is to be awaited."""
         try:
             outcome = row.handler(self, request.params)
@@ -306,24 +307,33 @@ class Connection:
             self._succeed(request, outcome)
         return None
 
-    async def _finish(self, request: Request, outcome: Awaitable[Message]) -> bool:
-        """Await an answer and reply; returns whether it was a good one."""
+    async def _finish(self, request: Request, outcome: Awaitable[Message | Continued]) -> bool:
+        """Await an answer, reply, and see to what follows; returns whether it was a good one."""
         try:
             result = await outcome
         except RpcError as error:
             self._fail(request, error)
+            return False
         except Exception:
             self._fail_inside(request)
-        else:
+            return False
+        if not isinstance(result, Continued):
             self._succeed(request, result)
             return True
-        return False
+        self._succeed(request, result.answer)
+        try:
+            await result.rest()
+        except Exception:
+            log.exception("%s failed inside the server after its answer", request.method)
+        return True
 
-    async def _finish_one(self, request: Request, outcome: Awaitable[Message]) -> None:
+    async def _finish_one(self, request: Request, outcome: Awaitable[Message | Continued]) -> None:
         await self._finish(request, outcome)
         self._close_request(request)
 
-    async def _run_lane(self, name: Hashable, request: Request, outcome: Awaitable[Message]) -> None:
+    async def _run_lane(
+        self, name: Hashable, request: Request, outcome: Awaitable[Message | Continued]
+    ) -> None:
         """Finish the request that holds the lane, then those that came behind it, in order."""
         lane = self._lanes[name]
         await self._finish_one(request, outcome)
@@ -336,7 +346,7 @@ class Connection:
                 await self._finish_one(request, following)
         del self._lanes[name]
 
-    def _begin_in_turn(self, request: Request, row: Row) -> Awaitable[Message] | None:
+    def _begin_in_turn(self, request: Request, row: Row) -> Awaitable[Message | Continued] | None:
         """Begin a request that has waited in a lane; return what is to be awaited if it holds the lane now."""
         outcome = self._begin(request, row)
         if outcome is None:

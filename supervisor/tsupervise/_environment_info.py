@@ -33,6 +33,9 @@ CAPABILITIES = (
 )
 """Every capability that clients of the protocol ask about. One is true only when all it promises is kept."""
 
+KEPT = ("httpHeaderEnvVars",)
+"""Those that are."""
+
 _SHELL_KINDS = {"bash": "bash", "zsh": "zsh", "sh": "sh", "pwsh": "powershell"}
 """File name of a shell → its name on the wire; clients know how to drive these and no others."""
 
@@ -67,7 +70,7 @@ def environment_info(
         executor_version=version,
         temporary_directories=[temp_dir] if temp_dir else [],
         temp_dir=temp_dir or "file:///tmp",
-        capabilities=dict.fromkeys(CAPABILITIES, False) | dict.fromkeys(own_capabilities, True),
+        capabilities=dict.fromkeys(CAPABILITIES, False) | dict.fromkeys((*KEPT, *own_capabilities), True),
     )
 
 

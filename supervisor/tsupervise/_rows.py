@@ -22,6 +22,8 @@ class Peer(Protocol):
 
     supervisor: Supervisor
     outbox: Outbox
+    body_streams: set[str]
+    """The names of the HTTP bodies that are being streamed to it."""
 
     @property
     def session(self) -> Session:
@@ -45,7 +47,21 @@ class Peer(Protocol):
         ...
 
 
-Outcome = Message | Awaitable[Message]
+@dataclass(frozen=True, slots=True)
+class Continued:
+    """An answer, and what is to be done when it has been given.
+
+    Args:
+        answer: is queued first.
+        rest: is awaited next, in the same task and without a checkpoint in between. The request counts as open
+            until it is done.
+    """
+
+    answer: Message
+    rest: Callable[[], Awaitable[None]]
+
+
+Outcome = Message | Awaitable[Message | Continued]
 
 
 @dataclass(frozen=True, slots=True)
