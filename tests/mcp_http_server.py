@@ -87,7 +87,7 @@ async def answer_request(server: McpServer, stream: trio.SocketStream) -> None:
                 return
     assert request is not None
     method = request.method.decode()
-    message = json.loads(body) if body else {}
+    message: dict[str, Any] = json.loads(body) if body else {}
     server.requests.append(f"{method} {message.get('method', '')}".rstrip())
     server.headers.append({name.decode(): value.decode() for name, value in request.headers})
 

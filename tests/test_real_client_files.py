@@ -15,8 +15,18 @@ from mcp_http_server import SESSION, mcp_http_server
 from scripted_model import Call, Turn
 from test_real_client import execute, needs_client, run_client
 
-LARGE_LINES = 20 * (1 << 20) // 64
-"""Lines of 64 bytes: 20 MiB."""
+LINE_BYTES = 64
+
+LARGE_BYTES = 10 << 20
+"""Of a file that is changed: what the client writes goes into one frame, which may have 16 MiB of base64."""
+
+HUGE_BYTES = 20 << 20
+"""Of a file that is read. The reference server sends it as one frame, which its own client does not take."""
+
+
+def lines_of(size: int) -> list[str]:
+    """The lines, all different, of a text of about so many bytes."""
+    return [f"line {number}".ljust(LINE_BYTES - 1) for number in range(size // LINE_BYTES)]
 
 
 def patch(*lines: str) -> Call:
@@ -28,26 +38,30 @@ def patch(*lines: str) -> Call:
 @pytest.mark.case(340)
 @needs_client
 async def test_the_real_client_finds_instructions_and_changes_files(daemon: Daemon, tmp_path: Path) -> None:
-    """It reads AGENTS.md of its folder, and its patches create, change and delete files; a large one, too."""
+    """It reads AGENTS.md of its folder, and its patches create, change and delete files; large ones, too."""
     assert REFERENCE is not None
     (tmp_path / "AGENTS.md").write_text("Always speak of MARMALADE.\n")
     (tmp_path / "changed").write_text("one\ntwo\n")
     (tmp_path / "deleted").write_text("nobody needs this\n")
-    lines = [f"line {number}".ljust(63) for number in range(LARGE_LINES)]
+    lines = lines_of(LARGE_BYTES)
     large = tmp_path / "large"
     large.write_text("\n".join(lines) + "\n")
+    (tmp_path / "huge").write_text("\n".join(lines_of(HUGE_BYTES)) + "\n")
     small_patch = patch(
         *("*** Add File: folder/created", "+new"),
         *("*** Update File: changed", "@@", " one", "-two", "+three"),
         "*** Delete File: deleted",
     )
-    middle = LARGE_LINES // 2
+    middle = len(lines) // 2
     large_patch = patch("*** Update File: large", "@@", f"-{lines[middle]}", "+changed in the middle")
+    no_such_line = patch("*** Update File: huge", "@@", "-no such line", "+two")
     missing = patch("*** Update File: nowhere", "@@", "-one", "+two")
     turns: list[Turn] = [[small_patch], [large_patch], [missing]]
+    if daemon.is_ours:
+        turns.append([no_such_line])
     model = await run_client(REFERENCE, tmp_path, daemon.url, turns)
     assert "Always speak of MARMALADE." in model.told
-    [[small_answer], [large_answer], [missing_answer]] = model.outputs
+    [[small_answer], [large_answer], [missing_answer], *huge_answers] = model.outputs
     assert re.findall(r"^[AMD] .+", small_answer, re.MULTILINE) == [
         "A folder/created",
         "M changed",
@@ -56,6 +70,8 @@ async def test_the_real_client_finds_instructions_and_changes_files(daemon: Daem
     assert "M large" in large_answer
     assert "nowhere" in missing_answer
     assert "No such file" in missing_answer
+    # Who says so has read it all.
+    assert all("Failed to find expected lines" in answer for [answer] in huge_answers), huge_answers
     assert (tmp_path / "folder" / "created").read_text() == "new\n"
     assert (tmp_path / "changed").read_text() == "one\nthree\n"
     assert not (tmp_path / "deleted").exists()
@@ -81,7 +97,8 @@ environment_id = "remote"
         model = await run_client(REFERENCE, tmp_path, daemon.url, turns, more_config=config)
     assert "hello Ada" in model.outputs[0][0], mcp.requests
     assert mcp.pinged.is_set()
-    assert {"POST initialize", "POST tools/call", "GET", "DELETE"} <= set(mcp.requests)
+    # It says goodbye with a DELETE as well, if its end leaves it the time.
+    assert {"POST initialize", "POST tools/call", "GET"} <= set(mcp.requests)
     assert all(headers["x-greeting"] == "hello" for headers in mcp.headers)
     assert [headers.get("mcp-session-id") for headers in mcp.headers[1:]] == [SESSION] * (
         len(mcp.headers) - 1
