@@ -41,10 +41,9 @@ from tsupervise_protocol.messages import (
     WriteParams,
     WriteResult,
 )
-from tsupervise_protocol.path_uri import PathUriError, parse_file_uri
 
 from ._child_environment import child_environment
-from ._disk import refuse_sandbox
+from ._disk import native_path, refuse_sandbox
 from ._file_handlers import FILE_ROWS
 from ._lifecycle import State
 from ._open_file_handlers import OPEN_FILE_ROWS
@@ -93,10 +92,7 @@ def _spawn_request(params: StartParams, inherited: Mapping[str, str]) -> SpawnRe
     if not params.argv:
         raise RpcError(ErrorCode.INVALID_PARAMS, "argv must not be empty")
     _refuse_what_cannot_be_kept(params)
-    try:
-        cwd = parse_file_uri(params.cwd)
-    except PathUriError as error:
-        raise RpcError(ErrorCode.INVALID_PARAMS, f"cwd: {error}") from None
+    cwd = native_path("cwd", params.cwd, foreign=ErrorCode.INVALID_PARAMS)
     if params.size is not None and not params.tty:
         raise RpcError(ErrorCode.INVALID_PARAMS, "size is for a terminal: pass tty: true with it")
     size = (DEFAULT_ROWS, DEFAULT_COLS) if params.size is None else (params.size.rows, params.size.cols)
