@@ -272,3 +272,8 @@ def file_uri(path: str | bytes) -> str:
         PathUriError: the path is relative or has a NUL.
     """
     return str(PathUri.of(path if isinstance(path, bytes) else path.encode("utf-8", "surrogateescape")))
+
+
+def spelled_name(name: bytes) -> str:
+    """How one name of a path is spelled in a URI, whatever stands in it."""
+    return quote(name, safe=_LITERAL)
