@@ -21,6 +21,8 @@ BLOCK_BYTES = 1 << 20
 
 MAX_U64 = 2**64 - 1
 
+KERNEL_FILE = Path("/proc/version")
+
 
 async def open_file(peer: Peer, handle_id: str, path: Path, **fields: Any) -> Answer:
     return await peer.request("fs/open", {"handleId": handle_id, "path": path.as_uri(), **fields})
@@ -211,10 +213,8 @@ async def test_only_regular_files_are_opened_and_nothing_is_waited_for(
         (await open_file(peer, "h", tmp_path / "link")).ok()
         assert (await read_block(peer, "h", 0, 1)).ok() == block(b"x", eof=False)
         # What the kernel makes up has no size.
-        (await open_file(peer, "p", Path("/proc/version"))).ok()
-        assert (await read_block(peer, "p", 0, 4096)).ok() == block(
-            Path("/proc/version").read_bytes(), eof=True
-        )
+        (await open_file(peer, "p", KERNEL_FILE)).ok()
+        assert (await read_block(peer, "p", 0, 4096)).ok() == block(KERNEL_FILE.read_bytes(), eof=True)
 
 
 # --- writing ---------------------------------------------------------------------------------------------

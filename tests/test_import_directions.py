@@ -16,16 +16,18 @@ PACKAGES = {
 }
 
 ROOMS = {
-    "protocol": "errors base64_text path_uri messages file_messages methods json_limits handshake codec __init__",
+    "protocol": """errors base64_text path_uri messages file_messages http_messages methods json_limits handshake
+        codec __init__""",
     # For everything above.
     "shared": "_version completed errors events _background _channel _inherited _tracing",
     # Each may import what stands before it.
     "core": """_process_tag _cgroup _limit_groups _posix_spawn _spawn_gate _limits _usage _containment _spill_index
         _event_log _lifecycle _stdin_queue _retained_total _settings _fd _fork_spawn _child_environment
-        _environment_info _outbox _metrics _audit_log _spawn _hole_punch _spill_file _spill _process _journal
-        _disk _walk _open_files _inotify _path_watch _session _supervisor _rows _birth_time _files _file_trees
-        _disk_answers _file_handlers _open_file_handlers _path_watch_handlers _walk_handlers _handlers
-        _connection""",
+        _environment_info _http_failure _http_url _http_message _http_redirect _http_cookies _http_proxies _http_tls
+        _http_network _http_client _outbox _http_body _metrics _audit_log _spawn _hole_punch _spill_file _spill
+        _process _journal _disk _walk _open_files _inotify _path_watch _session _supervisor _rows _birth_time _files
+        _file_trees _disk_answers _file_handlers _open_file_handlers _path_watch_handlers _walk_handlers
+        _http_handlers _handlers _connection""",
     "doors": """_listen_address _discovery _peer_user _ws_auth _http_door _doorkeeper _websocket _socket_stream
         _tls_stream _unix_listener _websocket_channel _stdio_channel _listener _service_manager _shutdown server""",
     "client": """_event_order _recovery _way_in _websocket_client _calls _process_streams _process_handle
@@ -61,6 +63,8 @@ CYCLES = {
 ONLY_IN = {
     "trio_websocket": {"tsupervise._websocket_client"},
     "h11": {"tsupervise._http_door"},
+    "httpcore2": {"tsupervise._http_network", "tsupervise._http_client"},
+    "idna": {"tsupervise._http_url"},
     "jwt": {"tsupervise._ws_auth"},
     "websockets": {"tsupervise._websocket"},
     "click": {"tsupervise.cli"},
@@ -105,6 +109,8 @@ WITHOUT_TRIO = {
         "_unix_listener",
     ),
     *("_discovery", "_detach_keys", "_table"),
+    *("_http_failure", "_http_url", "_http_message", "_http_redirect"),
+    *("_http_cookies", "_http_proxies", "_http_tls"),
 }
 """Modules of `tsupervise` that decide or compute, and never wait in the loop."""
 

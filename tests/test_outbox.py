@@ -130,7 +130,7 @@ def test_room_is_counted_in_bytes_of_memory() -> None:
     other.put(chunk(2, 1))
     assert not other.has_room
     take_all(outbox)
-    assert outbox.event_bytes == 0
+    assert outbox.events.bytes == 0
     assert feed.has_room
     assert other.has_room
 
@@ -142,7 +142,7 @@ def test_a_closed_feed_gives_its_room_back_and_sends_nothing() -> None:
     feed.put(chunk(1, 100))
     other.put(chunk(1, 5))
     feed.close()
-    assert outbox.event_bytes == 5 + CHUNK_BYTES
+    assert outbox.events.bytes == 5 + CHUNK_BYTES
     assert told(outbox.take()) == [("q", 1)]
     assert outbox.take() == []
 
@@ -297,7 +297,7 @@ async def test_the_first_event_goes_out_at_once() -> None:
         feed = Feed(sender.outbox, "p", MAX_FEED_BYTES)
         feed.put(chunk(1, 3))
         assert told(sender.at_once) == [("p", 1)]
-        assert sender.outbox.event_bytes == 0
+        assert sender.outbox.events.bytes == 0
         assert feed.is_empty
 
 
@@ -317,7 +317,7 @@ async def test_events_follow_in_order_however_they_go_out() -> None:
             await trio.testing.wait_all_tasks_blocked()
             for name in "ab":
                 assert [seq for told_of, seq in told(sender.sent) if told_of == name] == list(range(1, 40))
-            assert sender.outbox.event_bytes == 0
+            assert sender.outbox.events.bytes == 0
 
 
 async def test_what_is_queued_in_one_go_is_joined() -> None:
@@ -421,7 +421,7 @@ def test_everything_goes_out_once_and_in_order(actions: list[tuple[str, int, int
         pass
     assert replies == []
     assert all(waiting == [] for waiting in due.values())
-    assert outbox.event_bytes == 0
+    assert outbox.events.bytes == 0
     assert outbox.has_reply_room
 
 

@@ -311,3 +311,26 @@ class OutputTemplate:
     def encode(self, seq: int, data: bytes) -> bytes:
         """The notification for `data`, the chunk numbered `seq`."""
         return b"".join((self._head, b"%d" % seq, self._middle, encode_base64(data), b'"}}'))
+
+
+class DeltaTemplate:
+    """The `http/request/bodyDelta` of one streamed body, prepared as in `OutputTemplate`, and for its reason.
+
+    Args:
+        request_id: the request, as its client named it.
+    """
+
+    __slots__ = ("_head",)
+
+    def __init__(self, request_id: str) -> None:
+        name = _encoder.encode(request_id)
+        self._head = b'{"method":"http/request/bodyDelta","params":{"requestId":%b,"seq":' % name
+
+    def encode(self, seq: int, data: bytes) -> bytes:
+        """The notification for `data`, the part numbered `seq`."""
+        tail = b'","done":false,"error":null}}'
+        return b"".join((self._head, b"%d" % seq, b',"deltaBase64":"', encode_base64(data), tail))
+
+    def encode_end(self, seq: int, error: str | None) -> bytes:
+        """The last notification: the body is whole, or `error` says why it is not."""
+        return b'%b%d,"deltaBase64":"","done":true,"error":%b}}' % (self._head, seq, _encoder.encode(error))

@@ -27,6 +27,7 @@ from .file_messages import (
     WriteBlockParams,
     WriteFileParams,
 )
+from .http_messages import BodyDeltaNotification, HttpRequestParams, HttpResponse
 from .messages import (
     ClosedNotification,
     CloseStdinParams,
@@ -97,6 +98,7 @@ METHODS: dict[str, Method] = {
     "fs/close": Method(CloseFileParams, EmptyResult, "filesystem", scalar_members=4),
     "fs/walk": Method(WalkParams, WalkResult, "filesystem"),
     "fs/watchMissing": Method(WatchMissingParams, WatchMissingResult, "filesystem"),
+    "http/request": Method(HttpRequestParams, HttpResponse, "http"),
     "session/keep": Method(SessionKeepParams, EmptyResult, "session"),
     "session/end": Method(SessionEndParams, EmptyResult, "session"),
     "operator/status": Method(NoParams, OperatorStatusResult, "operator"),
@@ -123,4 +125,5 @@ NOTIFICATIONS: dict[str, type[Message]] = {
     "process/exited": ExitedNotification,
     "process/closed": ClosedNotification,
     "fs/missingChanged": MissingChangedNotification,
+    "http/request/bodyDelta": BodyDeltaNotification,
 }

@@ -84,6 +84,7 @@ class Connection:
         self._challenged = False
         self._leaving = False
         self._is_operator = False
+        self.body_streams: set[str] = set()
         self.violated = False
         """Whether the peer broke the protocol and was sent away for it."""
         # What the peer is told if nothing else ends the connection first.

@@ -33,8 +33,8 @@ CAPABILITIES = (
 )
 """Every capability that clients of the protocol ask about. One is true only when all it promises is kept."""
 
-_KEPT = ("fileWriteStreaming", "fsWatchMissing")
-"""Those of them that hold here."""
+KEPT = ("fileWriteStreaming", "fsWatchMissing", "httpHeaderEnvVars")
+"""Those that are."""
 
 _SHELL_KINDS = {"bash": "bash", "zsh": "zsh", "sh": "sh", "pwsh": "powershell"}
 """File name of a shell → its name on the wire; clients know how to drive these and no others."""
@@ -70,7 +70,7 @@ def environment_info(
         executor_version=version,
         temporary_directories=[temp_dir] if temp_dir else [],
         temp_dir=temp_dir or "file:///tmp",
-        capabilities=dict.fromkeys(CAPABILITIES, False) | dict.fromkeys((*_KEPT, *own_capabilities), True),
+        capabilities=dict.fromkeys(CAPABILITIES, False) | dict.fromkeys((*KEPT, *own_capabilities), True),
     )
 
 

@@ -1,15 +1,17 @@
-"""What one connection has still to send: replies first, then the events of its processes, each in turn.
+"""What one connection has still to send: replies first, then what its sources have, each in turn.
 
 Nothing is copied here and nothing waits here but who asks to: a process puts its events into its `Feed` and
 looks at `has_room` before it reads more output, the sending task takes messages. So a peer that does not read
-stops the pipes that flow towards it, and nothing else.
+stops what flows towards it (pipes, and the bodies of HTTP responses), and nothing else.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from time import perf_counter
+from typing import Any, Generic, TypeVar
 
 import trio
 
@@ -20,6 +22,10 @@ from ._event_log import CHUNK_BYTES, Chunk, Event, Exit
 
 MAX_EVENT_BYTES = 1 << 20
 """Output waiting to be sent on one connection, in bytes of memory; all its pipes wait while it is reached."""
+
+MAX_BODY_BYTES = 1 << 20
+"""Bodies of HTTP responses waiting to be sent on one connection, in bytes of memory; none of them is read while
+it is reached. Not shared with MAX_EVENT_BYTES: many bodies at once leave the processes their own."""
 
 MAX_FEED_BYTES = 256 << 10
 """Output of one process waiting to be sent, in bytes of memory; its pipes wait while it is reached."""
@@ -39,88 +45,139 @@ what it finds: one echo goes out without a task switch (it is a fifth faster so,
 hundred processes in one send."""
 
 
-class Feed:
-    """The events of one process on their way to one connection."""
+class Backlog:
+    """Bytes of one kind that wait to be sent on one connection, and the sources that wait until they are fewer.
 
-    __slots__ = ("_events", "_outbox", "_process_id", "_room", "_size", "_templates", "max_bytes")
+    Each kind has a bound of its own, so that one of them does not keep the other from having anything to send.
+    """
 
-    def __init__(self, outbox: Outbox, process_id: str, max_bytes: int) -> None:
+    __slots__ = ("bytes", "max_bytes", "waiting")
+
+    def __init__(self, max_bytes: int) -> None:
+        self.bytes = 0
+        self.max_bytes = max_bytes
+        self.waiting = trio.lowlevel.ParkingLot()
+
+
+T = TypeVar("T")
+
+
+class Source(ABC, Generic[T]):
+    """Messages of one origin on their way to one connection, in order.
+
+    Args:
+        outbox: of the connection.
+        backlog: what its bytes count for.
+        max_bytes: of its own, that may wait.
+    """
+
+    __slots__ = ("_backlog", "_items", "_outbox", "_room", "_size", "max_bytes")
+
+    def __init__(self, outbox: Outbox, backlog: Backlog, max_bytes: int) -> None:
         self._outbox = outbox
-        self._process_id = process_id
-        self._events: deque[Event] = deque()
-        self._templates: dict[Stream, OutputTemplate] = {}
+        self._backlog = backlog
+        self._items: deque[T] = deque()
         self._size = 0
         self._room = trio.lowlevel.ParkingLot()
         self.max_bytes = max_bytes
 
-    def put(self, event: Event) -> None:
-        """Queue an event. Never waits: `has_room` is asked before output is read, not after."""
-        was_empty = not self._events
-        self._events.append(event)
-        if isinstance(event, Chunk):
-            size = len(event.data) + CHUNK_BYTES
-            self._size += size
-            self._outbox.event_bytes += size
+    @abstractmethod
+    def _cost(self, item: T) -> int:
+        """How many bytes of memory it takes while it waits; 0 if it is not counted."""
+
+    @abstractmethod
+    def _length(self, item: T) -> int:
+        """About how long its message is."""
+
+    @abstractmethod
+    def _encode(self, item: T) -> bytes: ...
+
+    def put(self, item: T) -> None:
+        """Queue an item. Never waits: `has_room` is asked before there is one, not after."""
+        was_empty = not self._items
+        self._items.append(item)
+        size = self._cost(item)
+        self._size += size
+        self._backlog.bytes += size
         if was_empty:
-            self._outbox.feed_is_ready(self)
+            self._outbox.source_is_ready(self)
 
     @property
     def has_room(self) -> bool:
-        """Whether more output should be read for this feed."""
-        return self._size < self.max_bytes and self._outbox.event_bytes < MAX_EVENT_BYTES
+        """Whether more should be read for this source."""
+        return self._size < self.max_bytes and self._backlog.bytes < self._backlog.max_bytes
 
     async def wait_for_room(self) -> None:
-        """Wait until there may be room, or the feed is closed; ask again then."""
-        lot = self._outbox.event_room if self._size < self.max_bytes else self._room
+        """Wait until there may be room, or the source is closed; ask again then."""
+        lot = self._backlog.waiting if self._size < self.max_bytes else self._room
         await lot.park()
 
     @property
     def next_bytes(self) -> int:
         """About how long the next message is."""
-        event = self._events[0]
-        return len(event.data) * 4 // 3 if isinstance(event, Chunk) else 0
+        return self._length(self._items[0])
 
     def take(self) -> bytes:
-        """The next event as a message."""
-        event = self._events.popleft()
-        if isinstance(event, Chunk):
-            size = len(event.data) + CHUNK_BYTES
+        """The next item as a message."""
+        item = self._items.popleft()
+        if size := self._cost(item):
             self._size -= size
-            self._outbox.event_bytes -= size
+            self._backlog.bytes -= size
             if self._room:
                 self._room.unpark_all()
-            template = self._templates.get(event.stream)
+        return self._encode(item)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._items
+
+    def close(self) -> None:
+        """Drop what is queued and wake who waits: nobody will be sent it any more."""
+        self._backlog.bytes -= self._size
+        self._size = 0
+        self._items.clear()
+        self._room.unpark_all()
+        self._backlog.waiting.unpark_all()
+
+
+class Feed(Source[Event]):
+    """The events of one process on their way to one connection. When it is closed, the log has it all."""
+
+    __slots__ = ("_process_id", "_templates")
+
+    def __init__(self, outbox: Outbox, process_id: str, max_bytes: int) -> None:
+        super().__init__(outbox, outbox.events, max_bytes)
+        self._process_id = process_id
+        self._templates: dict[Stream, OutputTemplate] = {}
+
+    def _cost(self, item: Event) -> int:
+        return len(item.data) + CHUNK_BYTES if isinstance(item, Chunk) else 0
+
+    def _length(self, item: Event) -> int:
+        return len(item.data) * 4 // 3 if isinstance(item, Chunk) else 0
+
+    def _encode(self, item: Event) -> bytes:
+        if isinstance(item, Chunk):
+            template = self._templates.get(item.stream)
             if template is None:
-                template = self._templates[event.stream] = OutputTemplate(self._process_id, event.stream)
-            return template.encode(event.seq, event.data)
-        if isinstance(event, Exit):
+                template = self._templates[item.stream] = OutputTemplate(self._process_id, item.stream)
+            return template.encode(item.seq, item.data)
+        if isinstance(item, Exit):
             return encode_notification(
                 "process/exited",
                 ExitedNotification(
                     process_id=self._process_id,
-                    seq=event.seq,
-                    exit_code=event.code,
+                    seq=item.seq,
+                    exit_code=item.code,
                     sandbox_denied=False,
-                    term_signal=UNSET if event.term_signal is None else event.term_signal,
-                    usage=event.usage or UNSET,
-                    reason=event.reason or UNSET,
+                    term_signal=UNSET if item.term_signal is None else item.term_signal,
+                    usage=item.usage or UNSET,
+                    reason=item.reason or UNSET,
                 ),
             )
         return encode_notification(
-            "process/closed", ClosedNotification(process_id=self._process_id, seq=event.seq)
+            "process/closed", ClosedNotification(process_id=self._process_id, seq=item.seq)
         )
-
-    @property
-    def is_empty(self) -> bool:
-        return not self._events
-
-    def close(self) -> None:
-        """Drop what is queued and wake who waits: the connection is gone, the log has it all."""
-        self._outbox.event_bytes -= self._size
-        self._size = 0
-        self._events.clear()
-        self._room.unpark_all()
-        self._outbox.event_room.unpark_all()
 
 
 class Outbox:
@@ -134,7 +191,7 @@ class Outbox:
     def __init__(self, send_now: Callable[[list[bytes]], bool]) -> None:
         self._send_now = send_now
         self._replies: deque[bytes] = deque()
-        self._ready: deque[Feed] = deque()
+        self._ready: deque[Source[Any]] = deque()
         self._waiting = trio.lowlevel.ParkingLot()
         self._emptied = trio.lowlevel.ParkingLot()
         self._reply_room = trio.lowlevel.ParkingLot()
@@ -149,8 +206,8 @@ class Outbox:
         self._huge_under_way = False
         self.sent_bytes = 0
         """Of all messages that have been taken so far."""
-        self.event_bytes = 0
-        self.event_room = trio.lowlevel.ParkingLot()
+        self.events = Backlog(MAX_EVENT_BYTES)
+        self.bodies = Backlog(MAX_BODY_BYTES)
 
     def reply(self, message: bytes) -> None:
         """Queue a reply. Never waits: large ones ask `has_reply_room` before they are made."""
@@ -159,9 +216,9 @@ class Outbox:
         if not self._corked:
             self._waiting.unpark_all()
 
-    def feed_is_ready(self, feed: Feed) -> None:
-        """A feed has its first event."""
-        self._ready.append(feed)
+    def source_is_ready(self, source: Source[Any]) -> None:
+        """A source has something to send, and had nothing."""
+        self._ready.append(source)
         if self._corked:
             return
         now = perf_counter()
@@ -227,7 +284,7 @@ class Outbox:
     def take(self) -> list[bytes]:
         """Take the messages of one send: small ones joined up to JOIN_BYTES, a large one alone.
 
-        Replies come first. Feeds take turns, one event each, so that a flood delays no other process.
+        Replies come first. Sources take turns, one message each, so that a flood delays no other.
         """
         batch: list[bytes] = []
         size = 0
@@ -240,23 +297,27 @@ class Outbox:
         if batch and self.has_reply_room:
             self._reply_room.unpark_all()
         while self._ready and not self._replies:
-            feed = self._ready[0]
-            if feed.is_empty:  # closed meanwhile
+            source = self._ready[0]
+            if source.is_empty:  # closed meanwhile
                 self._ready.popleft()
                 continue
-            if batch and size + feed.next_bytes > JOIN_BYTES:
+            if batch and size + source.next_bytes > JOIN_BYTES:
                 break
             self._ready.popleft()
-            message = feed.take()
+            message = source.take()
             size += len(message)
             batch.append(message)
-            if not feed.is_empty:
-                self._ready.append(feed)
+            if not source.is_empty:
+                self._ready.append(source)
         self.sent_bytes += size
-        if not self.event_room:
-            return batch
-        if not self._ready:
-            self.event_room.unpark_all()
-        elif self.event_bytes < MAX_EVENT_BYTES:
-            self.event_room.unpark()
+        if self.events.waiting:
+            self._wake(self.events)
+        if self.bodies.waiting:
+            self._wake(self.bodies)
         return batch
+
+    def _wake(self, backlog: Backlog) -> None:
+        if not self._ready:
+            backlog.waiting.unpark_all()
+        elif backlog.bytes < backlog.max_bytes:
+            backlog.waiting.unpark()

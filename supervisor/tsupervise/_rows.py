@@ -27,6 +27,8 @@ class Peer(Protocol):
     outbox: Outbox
     files: OpenFiles
     watches: PathWatches
+    body_streams: set[str]
+    """The names of the HTTP bodies that are being streamed to it."""
 
     @property
     def session(self) -> Session:

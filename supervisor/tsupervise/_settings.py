@@ -27,6 +27,9 @@ MAX_OPEN_REQUESTS = 2_048
 MAX_OPEN_BYTES = 64 << 20
 """One message of the largest size."""
 
+MAX_HTTP_BODY_BYTES = 256 << 20
+"""Of a response that is not streamed. Messages of more than 64 MiB are for clients that take them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -47,6 +50,7 @@ class Settings:
         max_session_processes: how many of these one session may have.
         max_open_requests: requests of one connection that may wait at a time.
         max_open_bytes: bytes of these requests; the first may have more.
+        max_http_body_bytes: the body of an HTTP response that is not streamed, in bytes; one that is longer fails.
     """
 
     detached_ttl_s: float = 80.0
@@ -61,3 +65,4 @@ class Settings:
     max_session_processes: int = MAX_SESSION_PROCESSES
     max_open_requests: int = MAX_OPEN_REQUESTS
     max_open_bytes: int = MAX_OPEN_BYTES
+    max_http_body_bytes: int = MAX_HTTP_BODY_BYTES

@@ -10,6 +10,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import msgspec
 import trio
@@ -42,6 +43,9 @@ from ._spawn import Spawner, spawn
 from ._spill import SpillSpace, open_spill_space
 from ._tracing import RequestTracer
 from ._version import __version__
+
+if TYPE_CHECKING:
+    from ._http_client import HttpClient
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +81,7 @@ class Supervisor:
         """What `inherit` in an envPolicy means."""
         capabilities = (*OWN_CAPABILITIES, *limiter.capabilities)
         self._environment = environment_info(__version__, capabilities, self.inherited)
+        self._http: HttpClient | None = None
         self._limiter = limiter
         self._spawner = spawner
         self._nursery = nursery
@@ -96,6 +101,13 @@ class Supervisor:
     def environment(self) -> EnvironmentInfo:
         """What clients are told of the place where processes run."""
         return msgspec.structs.replace(self._environment, containment=self.containment.kind)
+
+    async def http_client(self) -> HttpClient:
+        """What sends HTTP requests; made when it is asked for first, for its library takes a while to load."""
+        if self._http is None:
+            make = await trio.to_thread.run_sync(_load_http_client)
+            self._http = self._http or make(self.inherited)
+        return self._http
 
     def next_uid(self) -> str:
         """A name for a process that this daemon gives once, and no other daemon gives."""
@@ -279,6 +291,12 @@ class Supervisor:
     def sessions(self) -> list[Session]:
         """All sessions, in order of their opening."""
         return list(self._sessions.values())
+
+
+def _load_http_client() -> type[HttpClient]:
+    from ._http_client import HttpClient
+
+    return HttpClient
 
 
 def _operator_entry(session: Session, process: Process) -> OperatorEntry:

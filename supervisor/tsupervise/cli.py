@@ -202,6 +202,14 @@ def main(ctx: click.Context) -> None:
     help="Bytes of requests of one connection that wait at a time.",
 )
 @click.option(
+    "--max-http-body-bytes",
+    type=click.IntRange(min=0),
+    default=256 << 20,
+    metavar="N",
+    show_default=True,
+    help="Body of a response to `http/request` that is not streamed.",
+)
+@click.option(
     "--handshake-timeout",
     type=_Seconds(min=0),
     default=10.0,
@@ -319,6 +327,7 @@ def run(
     max_session_processes: int,
     max_open_requests: int,
     max_open_bytes: int,
+    max_http_body_bytes: int,
     handshake_timeout: float,
     detached_ttl: float,
     retention: float,
@@ -383,6 +392,7 @@ def run(
         max_session_processes=max_session_processes,
         max_open_requests=max_open_requests,
         max_open_bytes=max_open_bytes,
+        max_http_body_bytes=max_http_body_bytes,
     )
     try:
         if listen == "systemd":
