@@ -50,6 +50,10 @@ def file_of(path: Path, content: bytes) -> Path:
     return path
 
 
+def file_content(path: Path) -> bytes:
+    return path.read_bytes()
+
+
 # --- reading ---------------------------------------------------------------------------------------------
 
 
@@ -214,7 +218,7 @@ async def test_only_regular_files_are_opened_and_nothing_is_waited_for(
         assert (await read_block(peer, "h", 0, 1)).ok() == block(b"x", eof=False)
         # What the kernel makes up has no size.
         (await open_file(peer, "p", KERNEL_FILE)).ok()
-        assert (await read_block(peer, "p", 0, 4096)).ok() == block(KERNEL_FILE.read_bytes(), eof=True)
+        assert (await read_block(peer, "p", 0, 4096)).ok() == block(file_content(KERNEL_FILE), eof=True)
 
 
 # --- writing ---------------------------------------------------------------------------------------------
