@@ -219,8 +219,12 @@ class Model:
         elif not recursive:
             raise Refused(INVALID_REQUEST)
         else:
-            # Only to where nothing is: else it depends on the order of entries how far a copy comes.
-            folder, name, there = self.lookup(target, follow=False)
+            # Only to where nothing is, in a folder that is there: else it depends on the order of entries how
+            # far a copy comes.
+            try:
+                folder, name, there = self.lookup(target, follow=False)
+            except Refused:
+                raise Unsure from None
             if there is not None:
                 raise Unsure
             if self.path_to(folder)[: len(self.path_to(node))] == self.path_to(node):
