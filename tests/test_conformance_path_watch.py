@@ -234,13 +234,15 @@ async def test_of_a_folder_that_must_be_there_only_itself_is_watched(daemon: Dae
 
 @pytest.mark.case(315)
 async def test_the_end_of_a_connection_ends_its_watch(daemon: Daemon, tmp_path: Path) -> None:
-    """No descriptor is left, neither of ended nor of replaced watches."""
+    """No descriptor is left, neither of watches that were replaced nor of those that were not begun."""
     pid = listening_pid(daemon)
     async with connect(daemon.url):
         before = open_descriptors(pid)
     async with connect(daemon.url) as peer:
-        for number in range(1, 50):
+        for number in range(1, 50, 2):
             assert await watch(peer, number, tmp_path / "x")
+            assert not await watch(peer, number + 1, tmp_path)
+        assert await watch(peer, 50, tmp_path / "x")
     await until(lambda: open_descriptors(pid) < before)
 
 
