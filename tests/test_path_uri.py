@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from tsupervise_protocol.path_uri import (
@@ -344,8 +344,7 @@ def test_what_lies_below_a_folder_is_told_by_whole_names(uri: str, folder: str, 
 def test_what_is_joined_is_the_path_below(folder: bytes, name: bytes) -> None:
     """Joined URIs name what joined paths name."""
     above = PathUri.of(folder)
-    if str(above).startswith(OPAQUE_PREFIX) or b"\0" in name:
-        return
+    assume(not str(above).startswith(OPAQUE_PREFIX) and b"\0" not in name and not name.startswith(b"/"))
     joined = above.join(name)
     assert joined == PathUri.of(above.native() + b"/" + name)
     assert joined.native() == b"/" + posixpath.normpath(above.native() + b"/" + name).lstrip(b"/")

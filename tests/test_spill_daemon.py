@@ -15,8 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from daemons import command_of, running, start_daemon
 from fault_proxy import fault_proxy
 from gates import gate_at
 from procfs import listening_pid, resident_kib, status_field, until, until_dead
+from small_disk import small_file_system
 from tsupervise import Closed, Exited, Lost, Output
 from wire import Peer, connect
 
@@ -88,23 +88,6 @@ async def until_closed(peer: Peer, process_id: str) -> dict[str, Any]:
     while not (page := await read_page(peer, process_id, after, 0))["closed"]:
         after = page["lastSeq"]
     return page
-
-
-@contextmanager
-def small_file_system(size: int, directory: Path) -> Generator[Path]:
-    """A directory with so many bytes of space; needs root."""
-    if os.geteuid() != 0:
-        pytest.skip("to mount a small tmpfs takes root")
-    directory.mkdir()
-    options = f"size={size},mode=700"
-    command = ["mount", "-t", "tmpfs", "-o", options, "tsupervise-test", str(directory)]
-    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
-    try:
-        yield directory
-    finally:
-        subprocess.run(["umount", str(directory)], check=True)
 
 
 def amount(long_profile: bool, directory: Path) -> int:

@@ -2,6 +2,12 @@
 
 from typing import NamedTuple
 
+from .environment_messages import (
+    DiscoverParams,
+    DiscoverResult,
+    EnvironmentConfigReadParams,
+    EnvironmentConfigReadResult,
+)
 from .file_messages import (
     CanonicalizeParams,
     CanonicalizeResult,
@@ -84,6 +90,10 @@ METHODS: dict[str, Method] = {
     "initialize": Method(InitializeParams, InitializeResult, "exec"),
     "environment/info": Method(NoParams, EnvironmentInfo, "environment info"),
     "environment/status": Method(NoParams, EnvironmentStatusResult, "environment status"),
+    "environmentConfig/read": Method(
+        EnvironmentConfigReadParams, EnvironmentConfigReadResult, "environment config"
+    ),
+    "capabilityRoots/discoverV1": Method(DiscoverParams, DiscoverResult, "capability discovery"),
     "process/start": Method(StartParams, StartResult, "exec"),
     "process/read": Method(ReadParams, ReadResult, "exec"),
     "process/write": Method(WriteParams, WriteResult, "exec", scalar_members=6),

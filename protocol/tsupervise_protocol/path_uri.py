@@ -33,7 +33,7 @@ _DRIVE = re.compile(r"[a-zA-Z]:")
 _DRIVE_SEGMENT = re.compile(r"[a-zA-Z](:|%3[aA])")
 _DRIVE_PATH = re.compile(rb"/[a-zA-Z]:(/|\Z)")
 _ENCODED_DOT = re.compile("%2[eE]")
-_ENCODED_SEPARATOR = re.compile("%(2[fF]|5[cC])")
+_ENCODED_SLASH = re.compile("%2[fF]")
 
 _LITERAL = "!$&'()*+,:;=@[]^|"
 """What stays as it is besides `/`, letters, digits and `_.-~`: what the reference server leaves, for peers
@@ -190,7 +190,7 @@ class PathUri:
         Never with an encoded slash in it, which may hide what is separated where.
         """
         names, above = self._names[: len(folder._names)], folder._names
-        if self.host != folder.host or any(map(_ENCODED_SEPARATOR.search, (*self._names, *above))):
+        if self.host != folder.host or any(map(_ENCODED_SLASH.search, (*self._names, *above))):
             return False
         return [unquote_to_bytes(name) for name in names] == [unquote_to_bytes(name) for name in above]
 
@@ -272,3 +272,8 @@ def file_uri(path: str | bytes) -> str:
         PathUriError: the path is relative or has a NUL.
     """
     return str(PathUri.of(path if isinstance(path, bytes) else path.encode("utf-8", "surrogateescape")))
+
+
+def spelled_name(name: bytes) -> str:
+    """How one name of a path is spelled in a URI, whatever stands in it."""
+    return quote(name, safe=_LITERAL)

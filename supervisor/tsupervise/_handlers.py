@@ -44,6 +44,7 @@ from tsupervise_protocol.messages import (
 
 from ._child_environment import child_environment
 from ._disk import native_path, refuse_sandbox
+from ._environment_handlers import ENVIRONMENT_ROWS
 from ._file_handlers import FILE_ROWS
 from ._http_handlers import HTTP_ROWS
 from ._lifecycle import State
@@ -371,4 +372,4 @@ _ROWS: dict[str, Row] = {
     "operator/resize": Row(_operator_resize),
 }
 
-ROWS = _ROWS | FILE_ROWS | OPEN_FILE_ROWS | PATH_WATCH_ROWS | WALK_ROWS | HTTP_ROWS
+ROWS = _ROWS | ENVIRONMENT_ROWS | FILE_ROWS | HTTP_ROWS | OPEN_FILE_ROWS | PATH_WATCH_ROWS | WALK_ROWS

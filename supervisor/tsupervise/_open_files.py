@@ -24,10 +24,10 @@ MAX_OPEN_FILES = 128
 _MAX_OFFSET = (1 << 63) - 1
 """The farthest that a file reaches, in bytes."""
 
-# Without waiting for the other end of a FIFO; emptied only after it is known to be a regular file that is wanted.
+# Without waiting for the other end of a FIFO.
 _FLAGS = {
     "read": os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY,
-    "replace": os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY,
+    "replace": os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_NOCTTY,
     "update": os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY,
 }
 
@@ -37,7 +37,8 @@ class OpenFiles:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # held for moments only, never while a file system is asked
-        self._files: dict[str, SharedFd] = {}
+        self._files: dict[str, SharedFd | None] = {}
+        """None while it is being opened."""
         self._ended = False
 
     def open(self, handle_id: str, path: bytes, mode: OpenMode) -> None:
@@ -47,16 +48,18 @@ class OpenFiles:
             OSError: the system refuses it.
             RpcError: INVALID_REQUEST, it is no regular file; the name is in use; too many are open.
         """
-        file = SharedFd(os.open(path, _FLAGS[mode], 0o666))
+        self._reserve(handle_id)
         try:
-            _check_regular(file, path)
-            self._add(handle_id, file)
+            file = SharedFd(_open_regular(path, _FLAGS[mode]))
         except BaseException:
-            file.give_up()
+            self._forget(handle_id, None)
             raise
-        if mode == "replace":
-            with self._using(handle_id) as fd:
-                os.ftruncate(fd, 0)
+        with self._lock:
+            has_ended = self._ended
+            if not has_ended:
+                self._files[handle_id] = file
+        if has_ended:
+            file.give_up()
 
     def read(self, handle_id: str, offset: int, size: int) -> bytes:
         """Read a block: `size` bytes, or fewer at the end of the file. A file that this fails on is closed.
@@ -108,20 +111,26 @@ class OpenFiles:
         """Open nothing any more; returns what the caller is to give up. Does not block."""
         with self._lock:
             self._ended = True
-            files = list(self._files.values())
+            files = [file for file in self._files.values() if file is not None]
             self._files.clear()
         return files
 
-    def _add(self, handle_id: str, file: SharedFd) -> None:
+    def _reserve(self, handle_id: str) -> None:
         with self._lock:
-            if self._ended:
-                raise RpcError(ErrorCode.INVALID_REQUEST, "the connection is gone")
             if handle_id in self._files:
                 raise RpcError(ErrorCode.INVALID_REQUEST, f"file handle `{handle_id}` already exists")
             if len(self._files) == MAX_OPEN_FILES:
                 text = f"at most {MAX_OPEN_FILES} file handles may be open per connection: close one first"
                 raise RpcError(ErrorCode.INVALID_REQUEST, text)
-            self._files[handle_id] = file
+            self._files[handle_id] = None
+
+    def _forget(self, handle_id: str, file: SharedFd | None) -> bool:
+        """Take a file out; False if somebody else has done so."""
+        with self._lock:
+            if self._files.get(handle_id, self) is not file:
+                return False
+            del self._files[handle_id]
+            return True
 
     @contextmanager
     def _using(self, handle_id: str) -> Generator[int]:
@@ -133,20 +142,24 @@ class OpenFiles:
             with file.use() as fd:
                 yield fd
         except OSError:
-            with self._lock:
-                is_ours = self._files.get(handle_id) is file
-                if is_ours:
-                    del self._files[handle_id]
-            if is_ours:
+            if self._forget(handle_id, file):
                 with suppress(OSError):  # the first error is the one to be told
                     file.give_up()
             raise
 
 
-def _check_regular(file: SharedFd, path: bytes) -> None:
-    with file.use() as fd:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise RpcError(ErrorCode.INVALID_REQUEST, f"path `{shown(path)}` is not a file")
+def _open_regular(path: bytes, flags: int) -> int:
+    refusal = RpcError(ErrorCode.INVALID_REQUEST, f"path `{shown(path)}` is not a file")
+    with suppress(OSError):
+        kind = os.stat(path).st_mode
+        # A look first: to open a device may do something to it.
+        if stat.S_ISCHR(kind) or stat.S_ISBLK(kind):
+            raise refusal
+    fd = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise refusal
+    return fd
 
 
 def _check_offset(offset: int) -> None:

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from tsupervise_protocol.codec import encode_notification
+from tsupervise_protocol.errors import ErrorCode, RpcError
 from tsupervise_protocol.file_messages import (
     MissingChangedNotification,
     WatchMissingParams,
     WatchMissingResult,
 )
+from tsupervise_protocol.path_uri import ForeignPathError, PathUriError, parse_file_uri
 
-from ._disk import native_path
 from ._rows import Continued, Outcome, Peer, Row
 
 
 def _watch_missing(peer: Peer, params: WatchMissingParams) -> Outcome:
     _ = peer.session  # another connection may hold it by now
-    missing = [native_path("missing", uri) for uri in params.missing]
-    present = None if params.present is None else native_path("present", params.present)
+    uris = params.missing if params.present is None else [*params.missing, params.present]
+    paths = _native_paths(uris)
     watch = peer.watches.renew(params.watch_id)
-    if watch is None:
+    if watch is None or paths is None:
         return WatchMissingResult(watching=False)
+    present = None if params.present is None else paths.pop()
     disk = peer.supervisor.disk
 
     async def begin() -> WatchMissingResult | Continued:
-        watching = await watch.begin(disk, missing, present)
+        watching = await watch.begin(disk, paths, present)
         answer = WatchMissingResult(watching=watching)
         return Continued(answer, tell) if watching else answer
 
@@ -33,6 +35,16 @@ def _watch_missing(peer: Peer, params: WatchMissingParams) -> Outcome:
             peer.outbox.reply(encode_notification("fs/missingChanged", notification))
 
     return begin()
+
+
+def _native_paths(uris: list[str]) -> list[bytes] | None:
+    """The paths that a request names; None if one of them is of another system, where nothing can be watched."""
+    try:
+        return [parse_file_uri(uri) for uri in uris]
+    except ForeignPathError:
+        return None
+    except PathUriError as error:
+        raise RpcError(ErrorCode.INVALID_PARAMS, str(error)) from None
 
 
 PATH_WATCH_ROWS = {"fs/watchMissing": Row(_watch_missing, lane=lambda params: object(), holds_lane=False)}

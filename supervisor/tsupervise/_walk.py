@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from tsupervise_protocol.errors import ErrorCode, RpcError
 from tsupervise_protocol.file_messages import WalkEntry, WalkError, WalkOptions, WalkResult
-from tsupervise_protocol.path_uri import OPAQUE_PREFIX, file_uri
+from tsupervise_protocol.path_uri import OPAQUE_PREFIX, file_uri, spelled_name
 
 from ._disk import os_text
 
@@ -212,7 +212,7 @@ class _Walk:
         if (self._root == b"/" and folder.depth == 0) or folder.uri.startswith(OPAQUE_PREFIX):
             # What looks like a drive has no plain spelling, and nothing can be joined to that which it has.
             return file_uri(os.path.join(self._root, folder.below, name))
-        return folder.uri + file_uri(b"/_/" + name).removeprefix("file:///_")
+        return f"{folder.uri.rstrip('/')}/{spelled_name(name)}"
 
     @contextmanager
     def _opened(self, folder: _Folder) -> Generator[int]:

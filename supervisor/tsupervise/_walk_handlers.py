@@ -6,7 +6,7 @@ import msgspec
 import trio
 
 from tsupervise_protocol.file_messages import WalkParams
-from tsupervise_protocol.path_uri import file_uri
+from tsupervise_protocol.path_uri import PathUri
 
 from ._disk import native_path, refuse_sandbox
 from ._disk_answers import made_when_room
@@ -18,10 +18,10 @@ def _walk(peer: Peer, params: WalkParams) -> Outcome:
     _ = peer.session  # another connection may hold it by now
     refuse_sandbox(params.sandbox)
     check_walk_options(params.options)
-    root = native_path("path", params.path)
+    root, uri = native_path("path", params.path), str(PathUri.parse(params.path))
 
     def make(head: bytes, tail: bytes) -> bytes:
-        result = walk(root, file_uri(root), params.options, trio.from_thread.check_cancelled)
+        result = walk(root, uri, params.options, trio.from_thread.check_cancelled)
         return head + msgspec.json.encode(result) + tail
 
     async def run() -> Result:
