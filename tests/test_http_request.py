@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import os
 import socket
 import ssl
@@ -18,6 +19,7 @@ import trio
 import trio.testing
 import trio_websocket
 import trustme
+from msgspec import structs
 
 from daemons import Daemon, running, start_daemon
 from http_calls import body_of, call, params, send, streamed, until_done
@@ -26,7 +28,10 @@ from procfs import listening_pid, resident_kib
 from raw_sockets import bare
 from tsupervise._event_log import Chunk
 from tsupervise._http_body import BodyFeed
+from tsupervise._http_client import HttpClient
+from tsupervise._http_message import request_of
 from tsupervise._outbox import MAX_BODY_BYTES, MAX_FEED_BYTES, Feed, Outbox
+from tsupervise_protocol.http_messages import HttpRequestHeader, HttpRequestParams
 from upstreams import Received, answering, redirect, response, upstream
 from wire import PATIENCE_S, connect
 
@@ -413,6 +418,25 @@ async def test_secrets_of_requests_are_in_no_log_and_in_no_error(tmp_path: Path)
     texts.append(log.read_text())
     assert "session opened" in texts[-1]
     assert [text for text in texts if CANARY in text] == []
+
+
+@pytest.mark.case(329)
+async def test_the_library_writes_nothing_into_the_log_of_a_host_program(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Not even if that program logs everything."""
+    caplog.set_level(logging.DEBUG)
+    asked = HttpRequestParams(
+        method="GET",
+        url="http://x",
+        request_id="r",
+        headers=[HttpRequestHeader(name="authorization", value=CANARY)],
+    )
+    async with upstream(answering(response(b"", ("X", CANARY)))) as server:
+        request = request_of(structs.replace(asked, url=server.url()), {})
+        async with HttpClient({}).send(request, follow=True) as got:
+            assert got.status == 200
+    assert CANARY not in caplog.text
 
 
 @pytest.mark.case(330)
