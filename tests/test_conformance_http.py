@@ -466,6 +466,24 @@ async def test_requests_go_through_the_proxies_of_the_environment(
 
 
 @pytest.mark.case(323)
+async def test_an_address_is_connected_to_and_believed_without_its_brackets(
+    target: str, authority: trustme.CA, tmp_path: Path
+) -> None:
+    """IPv6, with TLS and without."""
+    with daemon_with(target, CODEX_CA_CERTIFICATE=bundle(authority, tmp_path)) as daemon:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        authority.issue_cert("::1").configure_cert(context)  # pyright: ignore[reportUnknownMemberType]
+        async with (
+            upstream(answering({}), host="::1") as plain,
+            upstream(answering({}), context, host="::1") as secure,
+            connect(daemon.url) as peer,
+        ):
+            for url in (plain.url(host="[::1]"), secure.url(host="[::1]", scheme="https")):
+                assert body_of((await call(peer, url)).ok()) == b"ok"
+    assert plain.received[0].all("host") == [f"[::1]:{plain.port}"]
+
+
+@pytest.mark.case(323)
 async def test_authorities_of_the_environment_are_believed(
     target: str, authority: trustme.CA, tmp_path: Path
 ) -> None:
@@ -474,7 +492,6 @@ async def test_authorities_of_the_environment_are_believed(
     async with secure_upstream(authority, answering({}), "127.0.0.1") as server:
         url = server.url(scheme="https")
         for environment, works in (
-            ({"CODEX_CA_CERTIFICATE": bundle_path}, True),
             ({"SSL_CERT_FILE": bundle_path}, True),
             ({"CODEX_CA_CERTIFICATE": "", "SSL_CERT_FILE": bundle_path}, True),
             ({}, False),

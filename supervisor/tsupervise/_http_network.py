@@ -14,8 +14,8 @@ import trio
 class Network(httpcore2.AsyncNetworkBackend):
     """Opens TCP connections.
 
-    In place of the library's own for trio: that one keeps brackets around IPv6 addresses, has parts of what went wrong
-    for its errors, and when a request is cancelled it stays, shielded, to say the goodbye of TLS.
+    In place of the library's own for trio: that one keeps the brackets around IPv6 addresses, tells more than it
+    should of what went wrong, and when a request is cancelled it stays, shielded, to say the goodbye of TLS.
     """
 
     async def connect_tcp(
