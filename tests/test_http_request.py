@@ -200,6 +200,7 @@ async def test_streams_count_as_open_requests_until_they_end() -> None:
                 go.set()
                 for name in ("a", "b"):
                     await until_done(peer, name)
+                (await peer.request("environment/status")).ok()
                 assert body_of((await call(peer, server.url())).ok()) == b"abcdef"
 
 
@@ -260,7 +261,7 @@ def outbox_without_a_sender() -> Outbox:
 async def test_a_body_waits_at_its_own_bound_and_all_bodies_at_theirs() -> None:
     """Neither takes the room of processes, whose events go out in turn with the parts of bodies."""
     outbox = outbox_without_a_sender()
-    bodies = [BodyFeed(outbox, f"b{number}") for number in range(9)]
+    bodies = [BodyFeed(outbox, f"b{number}", set()) for number in range(9)]
 
     async def pour_into(body: BodyFeed) -> None:
         while True:
@@ -290,10 +291,24 @@ async def test_a_body_waits_at_its_own_bound_and_all_bodies_at_theirs() -> None:
     assert outbox.bodies.bytes == 0
 
 
+@pytest.mark.case(273)
+async def test_a_name_is_free_when_the_end_is_taken() -> None:
+    """Not only when the task that waits for it has had its turn: the client's next request may be there before."""
+    outbox = outbox_without_a_sender()
+    names = {"b"}
+    body = BodyFeed(outbox, "b", names)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(body.end, None)
+        await trio.testing.wait_all_tasks_blocked()
+        assert names == {"b"}
+        assert outbox.take()
+        assert names == set()
+
+
 async def test_tiny_parts_are_bounded_by_what_they_take() -> None:
     """A server that sends byte by byte does not fill the memory with what surrounds them."""
     outbox = outbox_without_a_sender()
-    body = BodyFeed(outbox, "b")
+    body = BodyFeed(outbox, "b", set())
     with trio.move_on_after(0.1):
         for _ in range(MAX_FEED_BYTES):
             await body.send(b"x")
