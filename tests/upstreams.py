@@ -64,9 +64,11 @@ def answering(routes: dict[str, bytes] | bytes) -> Handler:
 
 
 @asynccontextmanager
-async def upstream(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncGenerator[Upstream]:
+async def upstream(
+    handler: Handler, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1"
+) -> AsyncGenerator[Upstream]:
     """A server for one request on each connection, for the time of the block."""
-    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    [listener] = await trio.open_tcp_listeners(0, host=host)
     server = Upstream(listener.socket.getsockname()[1])
 
     async def serve(plain: trio.SocketStream) -> None:

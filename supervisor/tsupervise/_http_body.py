@@ -26,13 +26,17 @@ class BodyFeed(Source[bytes | _End]):
     Args:
         outbox: of the connection.
         request_id: names the body.
+        names: the names of the bodies on their way; its own is taken out when the end is, and not a moment later:
+            who is told of the end may use it again.
     """
 
-    __slots__ = ("_ended", "_seq", "_template")
+    __slots__ = ("_ended", "_names", "_request_id", "_seq", "_template")
 
-    def __init__(self, outbox: Outbox, request_id: str) -> None:
+    def __init__(self, outbox: Outbox, request_id: str, names: set[str]) -> None:
         super().__init__(outbox, outbox.bodies, MAX_FEED_BYTES)
         self._template = DeltaTemplate(request_id)
+        self._request_id = request_id
+        self._names = names
         self._seq = 0
         self._ended = trio.Event()
 
@@ -63,5 +67,6 @@ class BodyFeed(Source[bytes | _End]):
         self._seq += 1
         if isinstance(item, bytes):
             return self._template.encode(self._seq, item)
+        self._names.discard(self._request_id)
         self._ended.set()
         return self._template.encode_end(self._seq, item.error)

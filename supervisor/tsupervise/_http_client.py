@@ -134,20 +134,17 @@ def _failures() -> Generator[None]:
     except httpcore2.ProxyError as error:
         raise HttpFailure(f"the proxy has refused to connect, with status {str(error)[:3]}") from None
     except httpcore2.LocalProtocolError:
-        text = (
-            "the request cannot be sent so: see that its host, content-length and transfer-encoding are right"
-        )
+        text = "the request cannot be sent so: see that its host and transfer-encoding headers are right"
         raise HttpFailure(text) from None
     except httpcore2.RemoteProtocolError as error:
-        raise HttpFailure(_what_is_wrong(error)) from None
+        raise HttpFailure(_what_is_wrong(str(error))) from None
 
 
-def _what_is_wrong(error: httpcore2.RemoteProtocolError) -> str:
-    text = str(error)
+def _what_is_wrong(text: str) -> str:
     if text.startswith("Server disconnected"):
         return "the server has closed the connection without a response"
     if text.startswith("peer closed connection"):
         return "the server has closed the connection before the end of the body"
-    if getattr(error.__cause__, "error_status_hint", None) == 431:
+    if text.startswith("Receive buffer too long"):
         return "the head of the response, or of a part of its body, is longer than 100 KiB"
     return "what the server sends is not HTTP/1.1"

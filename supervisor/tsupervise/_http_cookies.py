@@ -88,8 +88,9 @@ class _Policy(DefaultCookiePolicy):
 
 def _may_be_kept(cookie: Cookie, request: urllib.request.Request) -> bool:
     named = cookie.name in NAMES or cookie.name.startswith(NAME_PREFIX)
-    size = len(cookie.name) + len(cookie.value or "")
-    return named and size <= MAX_COOKIE_BYTES and _is_allowed(request.type, request.host)
+    if not named or cookie.value is None or len(cookie.name) + len(cookie.value) > MAX_COOKIE_BYTES:
+        return False
+    return _is_allowed(request.type, request.host)
 
 
 def _is_allowed(scheme: str, host: str) -> bool:

@@ -85,14 +85,13 @@ class _Call:
 
     async def _stream(self, response: IncomingResponse, connection: AsyncExitStack) -> None:
         """Send the body, and the message that ends it."""
-        feed = BodyFeed(self._peer.outbox, self._params.request_id)
+        feed = BodyFeed(self._peer.outbox, self._params.request_id, self._peer.body_streams)
         try:
             async with connection:
                 error = await self._send_parts(response, feed)
             await feed.end(error)
         finally:
             feed.close()
-            self._peer.body_streams.discard(self._params.request_id)
 
     async def _send_parts(self, response: IncomingResponse, feed: BodyFeed) -> str | None:
         """Send the body as it comes, no faster than the client takes it; returns why it is not whole."""

@@ -80,7 +80,19 @@ def request_of(params: HttpRequestParams, environ: Mapping[str, str]) -> Outgoin
         body = decode_base64(params.body_base64 or "")
     except ValueError as error:
         raise _invalid(f"bodyBase64: {error}") from None
+    _check_length(fields, body)
     return OutgoingRequest(params.method, url, tuple(fields), body)
+
+
+def _check_length(fields: Sequence[Field], body: bytes) -> None:
+    """See that the length that a caller gives is that of the body: the server would wait for the rest."""
+    lengths = [field.value for field in fields if field.name == b"content-length"]
+    if not lengths:
+        return
+    if lengths != [b"%d" % len(body)]:
+        raise _invalid(f"content-length is not that of the body, which has {len(body)} bytes")
+    if any(field.name == b"transfer-encoding" for field in fields):
+        raise _invalid("content-length and transfer-encoding exclude each other")
 
 
 def _url_of(text: str) -> HttpUrl:

@@ -1,4 +1,4 @@
-"""Sockets for the HTTP library: errors say in our words what failed, and a close never waits."""
+"""Sockets for the HTTP library: errors say in our words what failed, and a close is at once."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import trio
 class Network(httpcore2.AsyncNetworkBackend):
     """Opens TCP connections.
 
-    The library's own for trio says goodbye when it closes a TLS connection, in a shielded scope: a peer that reads
-    nothing would keep the connection, and whoever waits for its end, for ever.
+    In place of the library's own for trio: that one keeps the brackets around IPv6 addresses, tells more than it
+    should of what went wrong, and when a request is cancelled it stays, shielded, to say the goodbye of TLS.
     """
 
     async def connect_tcp(
