@@ -73,6 +73,7 @@ ONLY_IN = {
             "tsupervise._hole_punch",
             "tsupervise._containment",
             "tsupervise._usage",
+            "tsupervise._birth_time",
         )
     },
     "subprocess": {"tsupervise._fork_spawn"},
@@ -89,7 +90,7 @@ ONLY_IN = {
 
 WITHOUT_TRIO = {
     *("__init__", "__main__", "_version", "cli", "completed", "errors", "events", "_settings", "_log_output"),
-    *("_spill_index", "_spill_file", "_hole_punch"),
+    *("_spill_index", "_spill_file", "_hole_punch", "_birth_time", "_files", "_file_trees"),
     *("_event_log", "_lifecycle", "_metrics", "_stdin_queue", "_retained_total", "_event_order", "_recovery"),
     *("_child_environment", "_environment_info", "_inherited", "_posix_spawn", "_keeper"),
     *("_walk", "_environment_config", "_capability_roots"),

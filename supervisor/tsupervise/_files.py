@@ -33,6 +33,9 @@ PIECE_BYTES = 768 << 10
 COPY_BYTES = 16 << 20
 """How much the kernel is asked to copy at a time: a moment's work even on a slow disk."""
 
+CHECKED_ENTRIES = 100
+"""How many entries of a folder are looked at between two questions whether anybody wants them still."""
+
 PEER_PATIENCE_S = 5.0
 """How long the reader of a pipe or device may take no byte, in seconds; then it is EAGAIN."""
 
@@ -321,20 +324,19 @@ def list_directory(path: bytes, max_entries: int, check: Check) -> list[Director
     """
     listed: list[DirectoryEntry] = []
     with os.scandir(path) as entries:
-        for entry in entries:
-            check()
+        for seen, entry in enumerate(entries):
+            if not seen % CHECKED_ENTRIES:
+                check()
             try:
                 # A look at where a link leads; what is none is known without.
                 if entry.is_symlink():
                     entry.stat()
-                found = DirectoryEntry(
-                    file_name=entry.name.decode("utf-8", "replace"),
-                    is_directory=entry.is_dir(),
-                    is_file=entry.is_file(),
-                )
+                is_directory = entry.is_dir()
+                is_file = not is_directory and entry.is_file()
             except OSError:
                 continue
             if len(listed) == max_entries:
                 return None
-            listed.append(found)
+            name = entry.name.decode("utf-8", "replace")
+            listed.append(DirectoryEntry(file_name=name, is_directory=is_directory, is_file=is_file))
     return listed
