@@ -34,7 +34,8 @@ NOLOGIN_UID = 1
 async def test_status_takes_no_parameters(daemon: Daemon) -> None:
     """Null and an empty object are none, a list is something else."""
     async with connect(daemon.url) as peer:
-        for nothing in (None, {}):
+        nothings: tuple[dict[str, str] | None, ...] = (None, {})
+        for nothing in nothings:
             assert (await peer.request("environment/status", nothing)).ok() == {"status": "ready"}
         assert (await peer.request("environment/status", [])).code == BAD_PARAMS
 
