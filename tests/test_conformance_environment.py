@@ -348,8 +348,8 @@ async def test_the_first_manifest_of_a_plugin_is_told(daemon: Daemon, put: Put, 
     """Of three the first; plugins below have theirs told too, and a folder inside a plugin that of the plugin."""
     for kind in ("cursor", "claude", "codex"):
         put(f".{kind}-plugin/plugin.json", json.dumps({"name": kind}))
-    put("below/.cursor-plugin/plugin.json", "not json")
-    put("below/.claude-plugin/plugin.json", "neither")
+    put("below/.claude-plugin/plugin.json", "not json")
+    put("below/.codex-plugin/plugin.json", "neither")
     put("other/plugin.json", "not a manifest")
     async with connect(daemon.url) as peer:
         root, inner, own = await discovered(peer, tmp_path, tmp_path / "other", tmp_path / ".codex-plugin")
@@ -357,7 +357,7 @@ async def test_the_first_manifest_of_a_plugin_is_told(daemon: Daemon, put: Put, 
     assert names([root["plugin"]["manifest"]], tmp_path) == first
     assert names(root["namespaceManifests"], tmp_path) == {
         **first,
-        "below/.claude-plugin/plugin.json": "neither",
+        "below/.codex-plugin/plugin.json": "neither",
     }
     assert len(root["namespaceManifests"]) == 2
     for folder in (inner, own):
