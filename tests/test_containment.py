@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 import trio
 
-from daemons import running, start_daemon
-from process_trees import Trees, built_trees
+from daemons import command_of, running, start_daemon
+from process_trees import ORDINARY_USER, Trees, built_trees, delegated_group
 from procfs import listening_pid, marked, new_marker, status_field, until
 from tsupervise import _containment
 from tsupervise._cgroup import Subtree, end_subtrees, is_of, is_stale, name_of, open_subtree, subtrees_of
@@ -355,6 +355,31 @@ def test_a_leaf_holds_its_members_and_those_of_groups_below_it(subtree: Subtree)
         leaf.kill()
         assert sleeper.wait() == -signal.SIGKILL
     assert leaf.end()
+
+
+@pytest.mark.case(134)
+async def test_a_keeper_leaves_the_group_that_was_given_to_it_to_groups_that_bound() -> None:
+    """Keeper and daemon are in a group below the delegated one: with processes in it, it could have no controllers
+    for groups below without making these unusable. What runs is in a group as well."""
+    with ExitStack() as stack:
+        command = [*stack.enter_context(delegated_group(ORDINARY_USER)), *command_of("ours")]
+        daemon = stack.enter_context(running(start_daemon("ours", "--allow-other-users", command=command)))
+        (group,) = groups_of(daemon.pid)
+        assert group.rpartition("/")[2] == "keeper"
+        assert groups_of(listening_pid(daemon)) == [group]
+        async with connect(daemon.url) as peer:
+            info = (await peer.request("environment/info")).ok()
+            assert info["containment"] == "cgroup"
+            script = "until grep tsupervise_ /proc/self/cgroup; do :; done"
+            code, output = await peer.run("p", "sh", "-c", script)
+        assert code == 0
+        assert f"0::{group}/tsupervise_" in output.decode()
+
+
+def groups_of(pid: int) -> list[str]:
+    """The control group of version 2 that a process is in."""
+    rows = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    return [row.removeprefix("0::") for row in rows if row.startswith("0::")]
 
 
 @pytest.mark.case(134)

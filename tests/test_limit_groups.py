@@ -134,6 +134,7 @@ def test_version_2_above_the_own_group_takes_a_delegation(
     own = machine.mount("unified", "cgroup2", "nsdelegate", "/service/main")
     above = own.parent
     for folder, enabled in ((own, ""), (above, "memory pids")):
+        (folder / "cgroup.type").write_text("domain\n")
         (folder / "cgroup.procs").touch()
         (folder / "cgroup.controllers").write_text("memory pids\n")
         (folder / "cgroup.subtree_control").write_text(enabled)
@@ -143,13 +144,16 @@ def test_version_2_above_the_own_group_takes_a_delegation(
             return b"1"
         raise OSError
 
-    (own / "cgroup.subtree_control").unlink()  # as if it could not be written to
     assert machine.groups().controllers == frozenset()
     monkeypatch.setattr(os, "getxattr", getxattr)
     groups = machine.groups()
     assert groups.controllers == {"memory", "pids"}
     groups.make("7", {"pids": 8})
     assert text_of(own_folder(above) / "7", "pids.max") == "8"
+    # With a controller switched on there, no process could join any group below the one that the daemon is in.
+    assert text_of(own, "cgroup.subtree_control") == ""
+    (above / "cgroup.procs").write_text("4711\n")
+    assert machine.groups().controllers == frozenset()
 
 
 def test_what_lies_outside_of_a_mount_is_not_reached_for(machine: Machine) -> None:

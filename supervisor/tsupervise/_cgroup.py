@@ -13,6 +13,9 @@ from contextlib import suppress
 
 _NAME = "tsupervise_"
 
+_ASIDE = "keeper"
+"""Below a group that was given to this process: where it goes, see `step_aside`."""
+
 _STALE_S = 0.3
 """How long a start may wait for what a dead daemon has left, once it is killed."""
 
@@ -93,6 +96,32 @@ class Subtree:
     def close(self) -> None:
         """Kill whatever is in it, and remove it as far as it is empty."""
         end_group(self.path)
+
+
+def step_aside() -> None:
+    """Leave a control group that systemd has given away, if it is this process's alone, for a new one below it.
+
+    Groups that bound can be made only where no process is: one that switches controllers on for groups below its
+    own makes these unusable. Children go along; so this comes before there are any.
+    """
+    base = _own_group()
+    if base is None or not is_delegated(base):
+        return
+    with suppress(OSError):  # it is another user's
+        if Leaf(base).members() == [os.getpid()]:
+            aside = f"{base}/{_ASIDE}"
+            with suppress(FileExistsError):
+                os.mkdir(aside)
+            Leaf(aside).join(os.getpid())
+
+
+def is_delegated(path: str) -> bool:
+    """Whether systemd has given a control group away for good: it says so in an attribute (of 251 and later)."""
+    for name in ("user.delegate", "trusted.delegate"):
+        with suppress(OSError):
+            if os.getxattr(path, name) == b"1":
+                return True
+    return False
 
 
 def open_subtree() -> Subtree | None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Literal, NamedTuple
 
-from ._cgroup import Leaf, end_group, is_stale, name_of
+from ._cgroup import Leaf, end_group, is_delegated, is_stale, name_of
 
 Controller = Literal["memory", "pids", "cpu"]
 
@@ -185,10 +185,13 @@ def _hierarchies(proc: str) -> Iterator[Hierarchy]:
             continue
         base = os.path.normpath(f"{mount_point}/{below}")
         if kind == "cgroup2":
-            # Processes and controllers for groups below exclude each other. Who starts us in a subgroup of what
-            # is delegated to us (systemd: DelegateSubgroup=) leaves the room above it to us.
-            bases = [base, os.path.dirname(base)] if _is_delegated(os.path.dirname(base)) else [base]
-            found += [Hierarchy(base, _names_in(f"{base}/cgroup.controllers"), 2) for base in bases]
+            # Processes and controllers for groups below exclude each other, but in the root of all. What is delegated
+            # to us has room for them if we are in a group below it (`step_aside`, or systemd's DelegateSubgroup=).
+            above = os.path.dirname(base)
+            if _is_root(base):
+                found.append(Hierarchy(base, _names_in(f"{base}/cgroup.controllers"), 2))
+            elif is_delegated(above) and not Leaf(above).members():
+                found.append(Hierarchy(above, _names_in(f"{above}/cgroup.controllers"), 2))
         else:
             found.append(Hierarchy(base, frozenset(name for name in CONTROLLERS if name in names), 1))
     found.sort(key=lambda hierarchy: -hierarchy.version)
@@ -197,13 +200,9 @@ def _hierarchies(proc: str) -> Iterator[Hierarchy]:
             yield hierarchy
 
 
-def _is_delegated(path: str) -> bool:
-    """Whether systemd has given a control group away for good: it says so in an attribute (of 251 and later)."""
-    for name in ("user.delegate", "trusted.delegate"):
-        with suppress(OSError):
-            if os.getxattr(path, name) == b"1":
-                return True
-    return False
+def _is_root(path: str) -> bool:
+    """Whether a control group of version 2 is the machine's root: the only one that has no type."""
+    return not os.path.exists(f"{path}/cgroup.type")
 
 
 def _enabled(hierarchy: Hierarchy) -> frozenset[Controller]:
