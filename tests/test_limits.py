@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 import tsupervise
 from daemons import Daemon, command_of, running, start_daemon
@@ -26,7 +27,7 @@ from procfs import cpu_seconds, family, listening_pid, marked, new_marker, statu
 from scripted_server import Script, scripted_server
 from tsupervise._limit_groups import PERIOD_US, folders_of
 from tsupervise_protocol.messages import LIMIT_CAPABILITIES, Limits, Usage
-from wire import Peer, connect
+from wire import PATIENCE_S, Peer, connect
 
 pytestmark = pytest.mark.ours_only("the reference has no limits")
 
@@ -254,6 +255,23 @@ async def test_limits_hold_from_the_first_instruction_on(daemon: Daemon, tty: bo
             assert (own, nice, umask) == (b"40", b"7", b"0077")
             assert (groups != b"0") == grouped
         (await peer.terminate("busy")).ok()
+
+
+@pytest.mark.case(139)
+@pytest.mark.skipif(shutil.which("prlimit") is None, reason="needs prlimit, to start a daemon with a limit")
+async def test_a_daemon_that_cannot_mark_its_children_bounds_them_nonetheless() -> None:
+    """Where the limit that carries the mark is capped, as by LimitLOCKS=, a bounded start comes about, and the daemon
+    serves on; what the process leaves behind goes with it."""
+    marker = new_marker()
+    with running(start_daemon(command=["prlimit", "--locks=100:100", *command_of("ours")])) as daemon:
+        with trio.fail_after(PATIENCE_S):
+            async with connect(daemon.url) as peer:
+                script = f"setsid sleep {marker} >&- 2>&- & echo up; ulimit -n; exec sleep 60"
+                (await peer.start("p", "sh", "-c", script, limits={"nofile": 50})).ok()
+                await peer.until_output("p", b"up\n50\n")
+                await peer.terminate("p")
+                await peer.until_closed("p")
+                assert marked(marker) == set()
 
 
 # --- refusals --------------------------------------------------------------------------------------------

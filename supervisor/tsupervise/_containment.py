@@ -89,11 +89,12 @@ class Enclosure:
         self._containment = containment
         self.kills = containment.kills
         self._joined = False
+        self._is_tagged = True
 
     @contextmanager
     def around_spawn(self) -> Generator[None]:
         """A process that is started within is enclosed; call `started` next, with no await between."""
-        with inherited_tag(self.tag):
+        with inherited_tag(self.tag) as self._is_tagged:
             yield
 
     def started(self, pid: int) -> None:
@@ -156,8 +157,11 @@ class Enclosure:
             return True
 
     def is_leader(self, pid: int) -> bool:
-        """Whether a child that has just been started is the process of this enclosure."""
-        return not self._containment.is_subreaper or tag_of(pid) == self.tag
+        """Whether a child that has just been started is the process of this enclosure.
+
+        To a daemon orphans come in the same moment. Where there are no tags one of these may pass for it.
+        """
+        return not (self._containment.is_subreaper and self._is_tagged) or tag_of(pid) == self.tag
 
 
 @dataclass(slots=True, eq=False)

@@ -50,16 +50,20 @@ class TagSpace:
 
 
 @contextmanager
-def inherited_tag(tag: int) -> Generator[None]:
+def inherited_tag(tag: int) -> Generator[bool]:
     """Let every child that this process starts meanwhile inherit a tag, from its first instruction on.
 
-    Nobody is tagged where this process's own limit is capped.
+    Yields:
+        False where nobody is tagged, because this process's own limit is capped.
     """
     before = resource.getrlimit(_LIMIT)
-    with suppress(OSError, ValueError):
-        resource.setrlimit(_LIMIT, (tag, before[1]))
     try:
-        yield
+        resource.setrlimit(_LIMIT, (tag, before[1]))
+        is_set = True
+    except (OSError, ValueError):
+        is_set = False
+    try:
+        yield is_set
     finally:
         resource.setrlimit(_LIMIT, before)
 
