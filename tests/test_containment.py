@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,14 +22,14 @@ import pytest
 import trio
 
 from daemons import command_of, running, start_daemon
-from process_trees import ORDINARY_USER, Trees, built_trees, delegated_group
+from process_trees import ORDINARY_USER, Trees, as_user, built_trees, delegated_group
 from procfs import listening_pid, marked, new_marker, status_field, until
 from tsupervise import _containment
 from tsupervise._cgroup import Subtree, end_subtrees, is_of, is_stale, name_of, open_subtree, subtrees_of
 from tsupervise._containment import Containment, Enclosure
 from tsupervise._process_tag import GONE, TagSpace, descendants_of, inherited_tag, tag_of
 from tsupervise._spawn import Child, SpawnRequest, spawn
-from wire import connect
+from wire import PATIENCE_S, connect
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +229,45 @@ def test_who_may_not_be_killed_is_named_once_and_not_waited_for() -> None:
     assert "does not die" not in told.stderr, "it was waited for"
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount, and make a program of root's")
+@pytest.mark.case(133)
+@pytest.mark.parametrize("option", ["hidepid=1", "hidepid=2"])
+async def test_a_process_that_must_not_be_looked_at_hides_nobody_else(tmp_path: Path, option: str) -> None:
+    """On a machine that shows users nothing of the processes of others, one that has become root's is passed over:
+    it may not be killed, but all others are, and nobody waits for it."""
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        pytest.skip("needs setpriv")
+    as_root = shutil.copy(setpriv, tmp_path / "as-root")
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(folder.stat().st_mode | 0o011)
+    os.chmod(as_root, 0o4755)
+    log, marker = tmp_path / "log", new_marker()
+    mount = ["unshare", "-m", "sh", "-c", f'mount -t proc -o {option},gid=65533 proc /proc; exec "$@"', "sh"]
+    command = [*mount, *as_user(ORDINARY_USER), *command_of("ours")]
+    daemon = start_daemon("ours", "--no-cgroup", "--allow-other-users", command=command, stderr=log)
+    try:
+        with running(daemon), trio.fail_after(PATIENCE_S):
+            async with connect(daemon.url) as peer:
+                script = f"{as_root} --reuid 0 sleep {marker} & setsid sleep {marker} >&- 2>&- & echo up; exec sleep {marker}"
+                (await peer.start("p", "sh", "-c", script)).ok()
+                await peer.until_output("p", b"up")
+                await until(lambda: len(sleepers(marker)) == 3)
+                await peer.terminate("p")
+                await peer.until_closed("p")
+            assert sleepers(marker) == ["0"]
+        assert "cannot be looked at" not in log.read_text()
+        assert "does not die" not in log.read_text()
+    finally:
+        for pid in marked(marker):
+            os.kill(pid, signal.SIGKILL)
+
+
+def sleepers(marker: str) -> list[str]:
+    """Whose the marked processes are that are programs by now."""
+    return [status_field(pid, "Uid").split()[0] for pid in marked(marker) if status_field(pid, "Name") == "sleep"]
+
+
 @pytest.mark.case(130)
 def test_a_stray_goes_with_the_last_that_it_may_come_from() -> None:
     """Who has shed every mark and is nobody's descendant lives until nobody is left whose it could be."""
@@ -343,12 +383,13 @@ def test_two_supervisors_of_a_program_have_control_groups_of_their_own(subtree: 
 
 
 def test_a_leaf_holds_its_members_and_those_of_groups_below_it(subtree: Subtree) -> None:
-    """A member may make groups of its own: it does not get out that way, and they do not keep the leaf."""
+    """A member may make groups of its own, of any name: it does not get out that way, and they do not keep the
+    leaf."""
     leaf = subtree.leaf("leaf")
-    below = f"{subtree.path}/leaf/below"
+    below = os.fsencode(f"{subtree.path}/leaf/") + b"below \xff"
     os.mkdir(below)
     with subprocess.Popen(["sleep", "60"]) as sleeper:
-        Path(f"{below}/cgroup.procs").write_text(str(sleeper.pid))
+        Path(os.fsdecode(below), "cgroup.procs").write_text(str(sleeper.pid))
         assert leaf.members() == []
         assert leaf.holds(sleeper.pid)
         assert not leaf.holds(os.getpid())

@@ -57,11 +57,12 @@ class Leaf:
 
     def holds(self, pid: int) -> bool:
         """Whether a process is in it, or in a group that somebody has made below it."""
-        own = "/".join(["", *self._path.split("/")[-2:], ""])
+        own = os.fsencode("/".join(["", *self._path.split("/")[-2:], ""]))
         try:
-            with open(f"/proc/{pid}/cgroup") as file:
-                return any(own in f"{line}/" for line in file.read().splitlines())
-        except (FileNotFoundError, ProcessLookupError):
+            # As bytes: a member may make groups of any name.
+            with open(f"/proc/{pid}/cgroup", "rb", buffering=0) as file:
+                return any(own in line + b"/" for line in file.readall().splitlines())
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
             return False
 
     def remove(self) -> bool:

@@ -23,6 +23,9 @@ _DAEMON_BITS, _SESSION_BITS, _PROCESS_BITS = 18, 20, 24
 GONE = -1
 """What is given for the tag of nobody."""
 
+_UNSEEN = (FileNotFoundError, ProcessLookupError, PermissionError)
+"""How /proc says that a process is gone, or another user's of which it tells us nothing (`hidepid=`)."""
+
 SESSION_MASK = ~((1 << _PROCESS_BITS) - 1)
 """A tag with this is that of its session."""
 DAEMON_MASK = ~((1 << _PROCESS_BITS + _SESSION_BITS) - 1)
@@ -90,7 +93,7 @@ def _limit_in_proc(pid: int) -> int:
     try:
         with open(f"/proc/{pid}/limits", "rb", buffering=0) as file:
             row = next(line for line in file.readall().splitlines() if line.startswith(b"Max file locks"))
-    except (FileNotFoundError, ProcessLookupError, StopIteration):
+    except (*_UNSEEN, StopIteration):
         return 0
     soft = row.split()[3]
     return int(soft) if soft.isdigit() else 0
@@ -105,7 +108,7 @@ def children_of(pid: int) -> list[int]:
     """The children of a process, in order of their start, whichever of its threads has forked them.
 
     Returns:
-        [] if it is gone.
+        [] if it is gone, or nothing of it may be seen.
 
     Raises:
         OSError: there is no room for a descriptor.
@@ -115,7 +118,7 @@ def children_of(pid: int) -> list[int]:
         for thread in os.listdir(f"/proc/{pid}/task"):
             with open(f"/proc/{pid}/task/{thread}/children", "rb", buffering=0) as file:
                 children += map(int, file.readall().split())
-    except (FileNotFoundError, ProcessLookupError):
+    except _UNSEEN:
         pass
     return children
 
@@ -130,11 +133,11 @@ def descendants_of(pid: int) -> Iterator[int]:
 
 
 def parent_of(pid: int) -> int:
-    """The number of the parent of a process; 0 if it is gone."""
+    """The number of the parent of a process; 0 if it is gone, or nothing of it may be seen."""
     try:
         with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
             text = file.readall()
-    except (FileNotFoundError, ProcessLookupError):
+    except _UNSEEN:
         return 0
     # The name stands in brackets and may hold any character, brackets included. The state comes first.
     return int(text[text.rfind(b")") + 2 :].split(None, 2)[1])
