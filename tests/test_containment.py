@@ -249,7 +249,8 @@ async def test_a_process_that_must_not_be_looked_at_hides_nobody_else(tmp_path: 
     try:
         with running(daemon), trio.fail_after(PATIENCE_S):
             async with connect(daemon.url) as peer:
-                script = f"{as_root} --reuid 0 sleep {marker} & setsid sleep {marker} >&- 2>&- & echo up; exec sleep {marker}"
+                others = f"{as_root} --reuid 0 sleep {marker} & setsid sleep {marker} >&- 2>&- &"
+                script = f"{others} echo up; exec sleep {marker}"
                 (await peer.start("p", "sh", "-c", script)).ok()
                 await peer.until_output("p", b"up")
                 await until(lambda: len(sleepers(marker)) == 3)
@@ -265,7 +266,9 @@ async def test_a_process_that_must_not_be_looked_at_hides_nobody_else(tmp_path: 
 
 def sleepers(marker: str) -> list[str]:
     """Whose the marked processes are that are programs by now."""
-    return [status_field(pid, "Uid").split()[0] for pid in marked(marker) if status_field(pid, "Name") == "sleep"]
+    return [
+        status_field(pid, "Uid").split()[0] for pid in marked(marker) if status_field(pid, "Name") == "sleep"
+    ]
 
 
 @pytest.mark.case(130)

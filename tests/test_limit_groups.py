@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tsupervise._cgroup import name_of
+from tsupervise._cgroup import Mount, name_of, read_mounts
 from tsupervise._limit_groups import LimitGroups
 
 FILES = {
@@ -161,6 +161,17 @@ def test_what_lies_outside_of_a_mount_is_not_reached_for(machine: Machine) -> No
     machine.mount("memory", "cgroup", "memory", "/elsewhere", root="/container")
     machine.mount("pids", "cgroup", "pids", "/container/inner", root="/container")
     assert machine.groups().controllers == {"pids"}
+
+
+def test_odd_mounts_are_no_hindrance(machine: Machine) -> None:
+    """Other users may mount things at places that are no UTF-8, and what is mounted may have no name."""
+    machine.mount("pids", "cgroup", "pids", "/")
+    with open(machine.proc / "mountinfo", "ab") as file:
+        file.write(b"40 25 0:9 / /mnt/\xff rw - fuse.x  rw\n41 25 0:9 / /mnt/- rw shared:1 - tmpfs - rw\n")
+    with open(machine.proc / "cgroup", "ab") as file:
+        file.write(b"7:name=\xff:/\n")
+    assert machine.groups().controllers == {"pids"}
+    assert read_mounts(str(machine.proc))[1] == Mount("/", "/mnt/\udcff", "fuse.x", "rw")
 
 
 def test_a_group_that_cannot_have_its_limit_is_not_left_behind(machine: Machine) -> None:

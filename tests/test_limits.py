@@ -260,8 +260,8 @@ async def test_limits_hold_from_the_first_instruction_on(daemon: Daemon, tty: bo
 @pytest.mark.case(139)
 @pytest.mark.skipif(shutil.which("prlimit") is None, reason="needs prlimit, to start a daemon with a limit")
 async def test_a_daemon_that_cannot_mark_its_children_bounds_them_nonetheless() -> None:
-    """Where the limit that carries the mark is capped, as by LimitLOCKS=, a bounded start comes about, and the daemon
-    serves on; what the process leaves behind goes with it."""
+    """Where the limit that carries the mark is capped, as by LimitLOCKS=, a bounded start comes about, and the
+    daemon serves on; what the process leaves behind goes with it."""
     marker = new_marker()
     with running(start_daemon(command=["prlimit", "--locks=100:100", *command_of("ours")])) as daemon:
         with trio.fail_after(PATIENCE_S):

@@ -10,6 +10,7 @@ import errno
 import os
 import time
 from contextlib import suppress
+from typing import NamedTuple
 
 _NAME = "tsupervise_"
 
@@ -217,23 +218,64 @@ def _start_time(pid: int) -> str:
     return text[text.rfind(b")") + 2 :].split()[19].decode()
 
 
+class Mount(NamedTuple):
+    """One line of a mountinfo file."""
+
+    root: str
+    """What of the file system is mounted."""
+    point: str
+    kind: str
+    options: str
+    """Of the file system."""
+
+
+def read_mounts(proc: str = "/proc/self") -> list[Mount]:
+    """What a process has mounted, whatever that is called.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    mounts: list[Mount] = []
+    # Users may mount things at paths that are no UTF-8, and what is mounted may have an empty name.
+    with open(f"{proc}/mountinfo", errors="surrogateescape") as file:
+        for line in file:
+            left, _, right = line.rstrip("\n").partition(" - ")
+            kind, _, options = right.split(" ", 2)
+            root, point = left.split(" ")[3:5]
+            mounts.append(Mount(root, point, kind, options))
+    return mounts
+
+
+def read_groups(proc: str = "/proc/self") -> dict[str, str]:
+    """The control groups of a process, by the names of the controllers, commas between; "" is version 2.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(f"{proc}/cgroup", errors="surrogateescape") as file:
+        rows = (line.rstrip("\n").split(":", 2) for line in file)
+        return {names: path for _, names, path in rows}
+
+
+def place_of(group: str, mount: Mount) -> str | None:
+    """The folder of a control group below a mount.
+
+    Returns:
+        None if it is none of what is mounted, as in a container that sees only its own part.
+    """
+    below = os.path.relpath(group, mount.root)
+    return None if below.startswith("..") else os.path.normpath(f"{mount.point}/{below}")
+
+
 def _own_group() -> str | None:
     """The directory of the version 2 control group that this process is in."""
     try:
-        with open("/proc/self/cgroup") as file:
-            groups = [line.rstrip("\n").split(":", 2) for line in file]
-        own = next((path for number, _, path in groups if number == "0"), None)
-        with open("/proc/self/mountinfo") as file:
-            mounts = [line.split(" - ") for line in file]
+        own, mounts = read_groups().get(""), read_mounts()
     except OSError:
         return None
-    for left, right in mounts:
-        if right.split()[0] == "cgroup2" and own is not None:
-            root, mount_point = left.split()[3:5]
-            below = os.path.relpath(own, root)
-            # Above the root of the mount, as in a container that sees only its own part, lies nothing for us.
-            if not below.startswith(".."):
-                return os.path.normpath(f"{mount_point}/{below}")
+    for mount in mounts:
+        if mount.kind == "cgroup2" and own is not None and (path := place_of(own, mount)) is not None:
+            return path
     return None
 
 
