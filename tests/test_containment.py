@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -23,8 +24,8 @@ import trio
 
 from daemons import command_of, running, start_daemon
 from process_trees import ORDINARY_USER, Trees, as_user, built_trees, delegated_group
-from procfs import listening_pid, marked, new_marker, status_field, until
-from tsupervise import _containment
+from procfs import listening_pid, marked, new_marker, status_field, until, until_dead
+from tsupervise import _cgroup, _containment
 from tsupervise._cgroup import Subtree, end_subtrees, is_of, is_stale, name_of, open_subtree, subtrees_of
 from tsupervise._containment import Containment, Enclosure
 from tsupervise._process_tag import GONE, TagSpace, descendants_of, inherited_tag, tag_of
@@ -153,6 +154,29 @@ async def test_whoever_has_come_by_a_number_gets_no_signal(
         stranger.kill()
 
 
+@pytest.mark.case(133)
+async def test_a_number_that_has_become_a_threads_is_passed_over(
+    containment: Containment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No process has it any more, and the look goes on."""
+    _, child = start(containment, "sleep", "60")
+    real, over = _containment.children_of, threading.Event()
+    thread = threading.Thread(target=over.wait)
+    thread.start()
+    assert thread.native_id is not None
+    threads = {child.pid: [thread.native_id]}
+
+    def children(pid: int) -> list[int]:
+        return [*real(pid), *threads.get(pid, [])]
+
+    monkeypatch.setattr(_containment, "children_of", children)
+    with caplog.at_level("WARNING"):
+        await child.destroy()
+    over.set()
+    thread.join()
+    assert caplog.text == ""
+
+
 async def test_one_look_serves_all_who_wait(
     containment: Containment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,18 +253,26 @@ def test_who_may_not_be_killed_is_named_once_and_not_waited_for() -> None:
     assert "does not die" not in told.stderr, "it was waited for"
 
 
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other users may enter; into those of pytest nobody may."""
+    with tempfile.TemporaryDirectory(prefix="containment") as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can mount, and make a program of root's")
 @pytest.mark.case(133)
 @pytest.mark.parametrize("option", ["hidepid=1", "hidepid=2"])
-async def test_a_process_that_must_not_be_looked_at_hides_nobody_else(tmp_path: Path, option: str) -> None:
+async def test_a_process_that_must_not_be_looked_at_hides_nobody_else(
+    tmp_path: Path, open_folder: Path, option: str
+) -> None:
     """On a machine that shows users nothing of the processes of others, one that has become root's is passed over:
     it may not be killed, but all others are, and nobody waits for it."""
     setpriv = shutil.which("setpriv")
     if setpriv is None:
         pytest.skip("needs setpriv")
-    as_root = shutil.copy(setpriv, tmp_path / "as-root")
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(folder.stat().st_mode | 0o011)
+    as_root = shutil.copy(setpriv, open_folder / "as-root")
     os.chmod(as_root, 0o4755)
     log, marker = tmp_path / "log", new_marker()
     mount = ["unshare", "-m", "sh", "-c", f'mount -t proc -o {option},gid=65533 proc /proc; exec "$@"', "sh"]
@@ -427,7 +459,9 @@ def groups_of(pid: int) -> list[str]:
 
 
 @pytest.mark.case(134)
-def test_what_dead_supervisors_have_left_is_ended_and_nothing_else(subtree: Subtree) -> None:
+def test_what_dead_supervisors_have_left_is_ended_and_nothing_else(
+    subtree: Subtree, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By PID namespace, number and start: not that of the living, nor of those that cannot be seen from here."""
     own = name_of(os.getpid())
     space, number, started = own.removeprefix("tsupervise_").split("-")
@@ -436,7 +470,9 @@ def test_what_dead_supervisors_have_left_is_ended_and_nothing_else(subtree: Subt
     assert is_stale(f"tsupervise_{space}-{number}-{int(started) - 1}.1")
     assert not is_stale(f"tsupervise_{int(space) + 1}-{number}-{int(started) - 1}.1")
     assert not is_stale("somebody-else")
-    stale = f"{os.path.dirname(subtree.path)}/tsupervise_{space}-{number}-{int(started) - 1}.1"
+    base = f"{subtree.path}/base"  # where no other supervisor of this machine looks
+    monkeypatch.setattr(_cgroup, "_own_group", lambda: base)
+    stale = f"{base}/tsupervise_{space}-{number}-{int(started) - 1}.1"
     os.makedirs(f"{stale}/leaf")
     with subprocess.Popen(["sleep", "60"]) as sleeper:
         Path(f"{stale}/leaf/cgroup.procs").write_text(str(sleeper.pid))
@@ -448,7 +484,23 @@ def test_what_dead_supervisors_have_left_is_ended_and_nothing_else(subtree: Subt
     assert next_one is not None
     next_one.close()
     assert not os.path.exists(stale)
-    assert os.path.exists(subtree.path)
+    assert os.path.exists(base)
+
+
+@pytest.mark.case(134)
+def test_a_supervisor_that_cannot_be_looked_at_is_not_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs in its control group is let be, if /proc shows nothing of its owner or cannot be read."""
+    with subprocess.Popen(["sleep", "60"]) as other:
+        name = f"{name_of(other.pid)}.1"
+        monkeypatch.setattr(_cgroup, "_start_time", nothing)
+        judged = is_stale(name)
+        other.kill()
+    assert not judged
+    assert is_stale(name)
+
+
+def nothing(pid: int) -> str:
+    return ""
 
 
 def test_a_keeper_finds_the_control_groups_of_its_daemon(subtree: Subtree) -> None:
@@ -475,6 +527,66 @@ async def test_no_leaf_stays_behind(subtree: Subtree) -> None:
         else:
             await child.destroy()
         assert not [entry for entry in os.scandir(subtree.path) if entry.is_dir()]
+    containment.close()
+
+
+@pytest.mark.case(134)
+async def test_the_leaf_of_who_was_left_behind_goes_when_that_has_ended(subtree: Subtree) -> None:
+    """A session may start a million processes that each leave somebody behind for a moment: later starts remove the
+    groups, but not of those that live."""
+    containment = Containment(owns_process=False, subtree=subtree)
+    left: list[tuple[Enclosure, int]] = []
+    for _ in range(6):
+        enclosure, child = start(containment, "sh", "-c", "sleep 60 >/dev/null 2>&1 & exec sleep 60")
+        while not (others := list(descendants_of(child.pid))):  # noqa: ASYNC110 - it sets no event
+            await trio.sleep(0.01)
+        enclosure.join()
+        left.append((enclosure, others[0]))
+        os.kill(child.pid, signal.SIGKILL)
+        await child.wait_exit()
+        child.reap()
+        child.close()
+    assert len(leaves(subtree)) == 6
+    for _, pid in left[1:]:
+        os.kill(pid, signal.SIGKILL)
+        await until_dead(pid)
+    for _ in range(6):
+        _, child = start(containment, "true")
+        await child.destroy()
+    assert len(leaves(subtree)) == 1
+    await left[0][0].sweep()
+    assert leaves(subtree) == []
+    containment.close()
+
+
+def leaves(subtree: Subtree) -> list[str]:
+    return [entry.name for entry in os.scandir(subtree.path) if entry.is_dir()]
+
+
+@pytest.mark.case(134)
+async def test_a_want_of_descriptors_costs_no_control_groups(
+    subtree: Subtree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are kept for looks serve to move a process into its group, too; if they do not suffice, the next
+    process has a group again."""
+    containment = Containment(owns_process=False, subtree=subtree)
+    enclosure, child = start(containment, "sleep", "60")
+    _, other = start(containment, "sleep", "60")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+        with pytest.raises(OSError, match="Too many open files"):
+            fill_descriptors(stack)
+        enclosure.join()
+        monkeypatch.setattr(containment, "_spares", [])
+        other.enclosure.join()
+    assert child.enclosure.leaf is not None
+    assert child.enclosure.leaf.members() == [child.pid]
+    assert containment.kind == "cgroup"
+    await child.destroy()
+    await other.destroy()
+    assert leaves(subtree) == []
     containment.close()
 
 

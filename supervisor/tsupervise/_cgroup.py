@@ -185,7 +185,20 @@ def is_stale(name: str) -> bool:
     pid = owner.partition("-")[0]
     # Who lives in another PID namespace cannot be seen from here.
     is_judged = name.startswith(_NAME) and space == str(os.stat("/proc/self/ns/pid").st_ino)
-    return is_judged and pid.isdigit() and not is_of(name, int(pid))
+    return is_judged and pid.isdigit() and not is_of(name, int(pid)) and not _is_hidden(int(pid))
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether a process is there of which /proc does not tell us when it was started (`hidepid=`)."""
+    if _start_time(pid):
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # another user's
+    return True
 
 
 def _end_stale(base: str) -> None:
@@ -209,7 +222,10 @@ def end_group(path: str) -> bool:
 
 
 def _start_time(pid: int) -> str:
-    """When a process was started, in ticks since the boot: with its number it names the process for good."""
+    """When a process was started, in ticks since the boot: with its number it names the process for good.
+
+    "" if it is gone, or if that cannot be seen.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             text = file.read()
