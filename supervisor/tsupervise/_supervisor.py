@@ -29,7 +29,7 @@ from ._cgroup import open_subtree
 from ._containment import Containment
 from ._environment_info import environment_info
 from ._inherited import own_environment
-from ._journal import Journal, bytes_of
+from ._journal import Journal, bytes_of, name_of
 from ._lifecycle import State
 from ._limits import Limiter
 from ._metrics import Now, ProcessBytes
@@ -169,7 +169,7 @@ class Supervisor:
             await session.run(task_status)
         except Exception:
             # A bug of ours in one session must not end the others.
-            log.exception("session %s failed inside the supervisor", session.session_id)
+            log.exception("session %s failed inside the supervisor", name_of(session))
         finally:
             self._sessions.pop(session.session_id, None)
 
