@@ -162,6 +162,30 @@ async def test_busy_loops_use_no_more_cpu_time_than_their_quota(daemon: Daemon) 
         await peer.until_closed("p")
 
 
+@pytest.mark.case(135)
+async def test_a_memory_limit_bounds_swap_as_well(daemon: Daemon) -> None:
+    """Where the system accounts for it, memory and swap together are no more than the limit: what does not fit in
+    memory does not go on in swap."""
+    async with connect(daemon.url) as peer:
+        await need(peer, "memoryBytes")
+        (await peer.start("p", "sleep", "600", limits={"memoryBytes": 64 * MIB})).ok()
+        row = (await peer.request("process/list")).ok()["processes"][-1]
+        texts = dict(bounds_of(row["pid"]))
+    if not texts:
+        pytest.skip("the system does not account for swap")
+    assert texts in ({"memory.memsw.limit_in_bytes": str(64 * MIB)}, {"memory.swap.max": "0"})
+
+
+def bounds_of(pid: int) -> Iterator[tuple[str, str]]:
+    """What bounds the swap of a process, by the name of the file that says so."""
+    for row in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, controllers, group = row.split(":", 2)
+        name = {"memory": "memory.memsw.limit_in_bytes", "": "memory.swap.max"}.get(controllers)
+        path = Path(f"/sys/fs/cgroup/{controllers}{group}/{name}")
+        if name is not None and path.exists():
+            yield name, path.read_text().strip()
+
+
 # --- time ------------------------------------------------------------------------------------------------
 
 
@@ -563,6 +587,24 @@ def run_exec(daemon: Daemon | None, *arguments: str) -> subprocess.CompletedProc
     return subprocess.run(
         [*command, *where, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20
     )
+
+
+@pytest.mark.case(144)
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_wait_tells_a_timeout_by_its_code(daemon: Daemon, when: str) -> None:
+    """`tsupervise wait` exits with 124 if the time of the process was over, be it before or while it waits, and as
+    the process did if another signal killed it."""
+    wait = [str(Path(sysconfig.get_path("scripts")) / "tsupervise"), "wait", "--url", daemon.url]
+    async with tsupervise.connect(daemon.url) as client:
+        timed = await client.start(["sleep", "600"], timeout_s=0.01 if when == "before" else 2.0)
+        killed = await client.start(["sleep", "600"], timeout_s=600)
+        if when == "before":
+            await timed.wait()
+        done = await trio.run_process([*wait, timed.uid or ""], check=False)
+        assert done.returncode == 124
+        await killed.signal("kill")
+        done = await trio.run_process([*wait, killed.uid or ""], check=False)
+        assert done.returncode == 137
 
 
 @pytest.mark.case(144)
