@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -262,6 +263,27 @@ def test_the_socket_has_its_rights_before_it_has_its_name(
         watching = False
     assert {mode for _, mode in seen} == {0o600}
     assert {name for name, _ in seen} >= {"s"}
+
+
+@pytest.mark.case(146)
+def test_two_that_start_at_once_in_a_folder_do_not_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even if both have the same number, as in two containers that share it: each gets its own socket."""
+    link, others = os.link, contextlib.ExitStack()
+
+    def start_another(*paths: str, **options: Any) -> None:
+        monkeypatch.setattr(os, "link", link)
+        others.enter_context(unix_listener(str(tmp_path / "b"), 0o600, 5))
+        link(*paths, **options)
+
+    monkeypatch.setattr(os, "link", start_another)
+    with others, unix_listener(str(tmp_path / "a"), 0o600, 5) as first:
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a", "b"]
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "a"))
+            first.settimeout(PATIENCE_S)
+            first.accept()[0].close()
 
 
 @pytest.mark.case(146)
