@@ -303,6 +303,32 @@ def sleepers(marker: str) -> list[str]:
     ]
 
 
+@pytest.mark.case(133)
+def test_a_number_that_others_have_given_away_is_not_signalled() -> None:
+    """In a program that ignores SIGCHLD the kernel reaps a child at once: from its exit on its number is nobody's,
+    and what it has left behind is found without."""
+    told = in_own_process(
+        """
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        containment = Containment(owns_process=False)
+        enclosure, child = start(containment, "sh", "-c", "setsid sleep 600 & exec sleep 0.1")
+        await child.wait_exit()
+        print(child.exit_status(), containment.leaders)
+        left = lambda: [pid for pid in every_pid() if tag_of(pid) == enclosure.tag]
+        print(len(left()))
+        signalled = []
+        os.killpg = lambda *call: signalled.append(call)
+        child.kill()
+        await enclosure.sweep()
+        print(signalled)
+        while left():  # until somebody has reaped it
+            await trio.sleep(0.01)
+        child.reap(); child.close()
+        """
+    )
+    assert told.stdout.splitlines() == ["(-1, None) {}", "1", "[]"], told.stderr
+
+
 @pytest.mark.case(130)
 def test_a_stray_goes_with_the_last_that_it_may_come_from() -> None:
     """Who has shed every mark and is nobody's descendant lives until nobody is left whose it could be."""
@@ -337,7 +363,7 @@ def test_a_stray_goes_with_the_last_that_it_may_come_from() -> None:
 PREAMBLE = """
 import logging, os, signal, sys, trio
 from tsupervise._containment import Containment
-from tsupervise._process_tag import children_of, tag_of
+from tsupervise._process_tag import children_of, every_pid, tag_of
 from tsupervise._spawn import SpawnRequest, spawn
 logging.basicConfig(stream=sys.stderr)
 def start(containment, *argv):
