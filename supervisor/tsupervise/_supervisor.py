@@ -248,6 +248,7 @@ class Supervisor:
                 spill_files_bytes=self.spilled_bytes,
                 spilled_bytes=0 if self._spill_space is None else self._spill_space.moved_bytes,
                 kills={**self.containment.kills},
+                tasks=trio.lowlevel.current_statistics().tasks_living,
             )
         )
 
