@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -327,6 +327,39 @@ def test_a_number_that_others_have_given_away_is_not_signalled() -> None:
         """
     )
     assert told.stdout.splitlines() == ["(-1, None) {}", "1", "[]"], told.stderr
+
+
+@pytest.mark.case(130)
+@pytest.mark.parametrize("inner", ["exec", "run"])
+async def test_a_supervisor_that_is_supervised_hides_nothing(inner: str) -> None:
+    """What a daemon, or a program with a supervisor in itself, runs below another daemon is known to both: it goes
+    with the inner one's process, and nothing of it survives the outer one's; other processes do."""
+    marker, others = new_marker(), new_marker()
+    script = f"(setsid sleep {marker} >/dev/null 2>&1 &); echo up; exec sleep {marker}"
+    with running(start_daemon("ours", "--no-cgroup")) as daemon:
+        async with AsyncExitStack() as stack:
+            peer = await stack.enter_async_context(connect(daemon.url))
+            (await peer.start("other", "sleep", others)).ok()
+            if inner == "exec":
+                command = [command_of("ours")[0], "exec", "--", "sh", "-c", script]
+                (await peer.start("inner", *command)).ok()
+                await peer.until_output("inner", b"up")
+            else:
+                command = [*command_of("ours"), "--no-cgroup", "--log-level", "warning"]
+                (await peer.start("inner", *command)).ok()
+                await peer.until_output("inner", b"\n")
+                below = await stack.enter_async_context(connect(peer.output("inner").decode().strip()))
+                for name in ("p", "q"):
+                    (await below.start(name, "sh", "-c", script)).ok()
+                    await below.until_output(name, b"up")
+                assert len(marked(marker)) == 4
+                await below.terminate("p")
+                await below.until_closed("p")
+            assert len(marked(marker)) == 2
+            await peer.terminate("inner")
+            await peer.until_closed("inner")
+            assert marked(marker) == set()
+            assert len(marked(others)) == 1
 
 
 @pytest.mark.case(130)

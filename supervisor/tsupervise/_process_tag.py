@@ -3,7 +3,8 @@
 It is a resource limit. Limits are inherited over every fork and exec, setsid and double forks included, and
 they are not in the environment, which belongs to the client and is often replaced. RLIMIT_LOCKS has limited
 nothing since Linux 2.4; a program that sets all of its limits loses the tag, and ancestry, sessions and
-cgroups are for the few that do.
+cgroups are for the few that do. A supervisor that is itself supervised takes another limit, so that what it runs
+is still known to the outer one as well.
 """
 
 from __future__ import annotations
@@ -14,12 +15,26 @@ import secrets
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 
-_LIMIT = 10
-"""RLIMIT_LOCKS, from asm-generic/resource.h; the module `resource` has no name for it."""
+_RLIMIT_LOCKS = 10
+"""From asm-generic/resource.h; the module `resource` has no name for it."""
 
 # 62 bits that fit a limit: the top one says "ours", then who, then which session and process.
 _OURS = 1 << 62
 _DAEMON_BITS, _SESSION_BITS, _PROCESS_BITS = 18, 20, 24
+
+
+def _is_ours(value: int) -> bool:
+    return value > 0 and value & _OURS != 0
+
+
+# RLIMIT_RSS has no effect either. Whoever is supervised three levels deep hides the tag of the second.
+_LIMIT, _ROW = (
+    (resource.RLIMIT_RSS, b"Max resident set")
+    if _is_ours(resource.getrlimit(_RLIMIT_LOCKS)[0])
+    else (_RLIMIT_LOCKS, b"Max file locks")
+)
+"""The limit that carries tags of this process, and how /proc/PID/limits calls it."""
+
 GONE = -1
 """What is given for the tag of nobody."""
 
@@ -86,13 +101,13 @@ def tag_of(pid: int) -> int:
     except PermissionError:
         # Another user's. Only root could do anything to it, and root may lack the capability that prlimit asks for.
         value = _limit_in_proc(pid) if os.geteuid() == 0 else 0
-    return value if value > 0 and value & _OURS else 0
+    return value if _is_ours(value) else 0
 
 
 def _limit_in_proc(pid: int) -> int:
     try:
         with open(f"/proc/{pid}/limits", "rb", buffering=0) as file:
-            row = next(line for line in file.readall().splitlines() if line.startswith(b"Max file locks"))
+            row = next(line for line in file.readall().splitlines() if line.startswith(_ROW))
     except (*_UNSEEN, StopIteration):
         return 0
     soft = row.split()[3]
