@@ -352,10 +352,10 @@ async def test_a_supervisor_that_is_supervised_hides_nothing(inner: str) -> None
                 for name in ("p", "q"):
                     (await below.start(name, "sh", "-c", script)).ok()
                     await below.until_output(name, b"up")
-                assert len(marked(marker)) == 4
+                await until(lambda: len(marked(marker)) == 4)
                 await below.terminate("p")
                 await below.until_closed("p")
-            assert len(marked(marker)) == 2
+            await until(lambda: len(marked(marker)) == 2)
             await peer.terminate("inner")
             await peer.until_closed("inner")
             assert marked(marker) == set()

@@ -188,6 +188,8 @@ async def test_what_is_held_stays_the_same(long_profile: bool, tmp_path: Path) -
             now = await until_all_is_forgotten(daemon)
             await until(lambda: not marked(marker))
             await until(lambda: not children_of(server))
+            if levels:  # the connection that was asked for the counts may close a moment later
+                await until(lambda: open_descriptors(server) <= levels[0][0])
             levels.append((open_descriptors(server), threads(server), int(value(now, "tasks"))))
             memory.append(resident_kib(server))
             print(
@@ -203,7 +205,7 @@ async def test_what_is_held_stays_the_same(long_profile: bool, tmp_path: Path) -
         )
     assert set(done) == {work.__name__ for work in WORKS}
     # Threads come and go with what trio keeps for a while.
-    assert len({(descriptors, tasks) for descriptors, _, tasks in levels}) == 1, levels
+    assert len({tasks for _, _, tasks in levels}) == 1, levels
     assert memory[-1] < max(memory[: -(-rounds // 4)]) + GROWTH_KIB
     assert "ERROR tsupervise" not in log.read_text()
 
