@@ -114,7 +114,7 @@ def built_trees() -> Generator[Trees]:
 def delegated_group(uid: int) -> Generator[list[str]]:
     """The beginning of a command that runs as a user in a control group that belongs to that user.
 
-    Skips the test where there is no such group to be had.
+    It is marked as one that systemd delegates. Skips the test where there is no such group to be had.
     """
     base = next((path for path in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified") if _is_usable(path)), None)
     if base is None or os.getuid() != 0:
@@ -124,10 +124,12 @@ def delegated_group(uid: int) -> Generator[list[str]]:
     try:
         for name in ("", "/cgroup.procs", "/cgroup.subtree_control", "/cgroup.threads"):
             os.chown(group + name, uid, -1)
+        os.setxattr(group, "user.delegate", b"1")
         yield ["sh", "-c", f'echo $$ >{group}/cgroup.procs; exec "$@"', "sh", *as_user(uid)]
     finally:
-        with suppress(OSError):
-            os.rmdir(group)
+        for path in (f"{group}/keeper", group):
+            with suppress(OSError):
+                os.rmdir(path)
 
 
 def _is_usable(path: str) -> bool:

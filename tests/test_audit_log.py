@@ -52,7 +52,7 @@ async def test_each_process_has_its_beginning_and_its_end(tmp_path: Path) -> Non
             await peer.until_closed("q")
             assert (await peer.start("r", "/no/such/program")).error
             (await peer.start("s", "sleep", "600")).ok()
-            session = peer.session_id
+            session = peer.session_name
         assert daemon.stop() == 0
     assert path.stat().st_mode & 0o777 == 0o600
     who = {"session": session, "client": "tests", "peer_uid": os.geteuid()}

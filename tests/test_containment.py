@@ -8,27 +8,29 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
-from daemons import running, start_daemon
-from process_trees import Trees, built_trees
-from procfs import listening_pid, marked, new_marker, status_field, until
-from tsupervise import _containment
+from daemons import command_of, running, start_daemon
+from process_trees import ORDINARY_USER, Trees, as_user, built_trees, delegated_group
+from procfs import listening_pid, marked, new_marker, status_field, until, until_dead
+from tsupervise import _cgroup, _containment
 from tsupervise._cgroup import Subtree, end_subtrees, is_of, is_stale, name_of, open_subtree, subtrees_of
 from tsupervise._containment import Containment, Enclosure
 from tsupervise._process_tag import GONE, TagSpace, descendants_of, inherited_tag, tag_of
 from tsupervise._spawn import Child, SpawnRequest, spawn
-from wire import connect
+from wire import PATIENCE_S, connect
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +154,29 @@ async def test_whoever_has_come_by_a_number_gets_no_signal(
         stranger.kill()
 
 
+@pytest.mark.case(133)
+async def test_a_number_that_has_become_a_threads_is_passed_over(
+    containment: Containment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No process has it any more, and the look goes on."""
+    _, child = start(containment, "sleep", "60")
+    real, over = _containment.children_of, threading.Event()
+    thread = threading.Thread(target=over.wait)
+    thread.start()
+    assert thread.native_id is not None
+    threads = {child.pid: [thread.native_id]}
+
+    def children(pid: int) -> list[int]:
+        return [*real(pid), *threads.get(pid, [])]
+
+    monkeypatch.setattr(_containment, "children_of", children)
+    with caplog.at_level("WARNING"):
+        await child.destroy()
+    over.set()
+    thread.join()
+    assert caplog.text == ""
+
+
 async def test_one_look_serves_all_who_wait(
     containment: Containment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +253,115 @@ def test_who_may_not_be_killed_is_named_once_and_not_waited_for() -> None:
     assert "does not die" not in told.stderr, "it was waited for"
 
 
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other users may enter; into those of pytest nobody may."""
+    with tempfile.TemporaryDirectory(prefix="containment") as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount, and make a program of root's")
+@pytest.mark.case(133)
+@pytest.mark.parametrize("option", ["hidepid=1", "hidepid=2"])
+async def test_a_process_that_must_not_be_looked_at_hides_nobody_else(
+    tmp_path: Path, open_folder: Path, option: str
+) -> None:
+    """On a machine that shows users nothing of the processes of others, one that has become root's is passed over:
+    it may not be killed, but all others are, and nobody waits for it."""
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        pytest.skip("needs setpriv")
+    as_root = shutil.copy(setpriv, open_folder / "as-root")
+    os.chmod(as_root, 0o4755)
+    log, marker = tmp_path / "log", new_marker()
+    mount = ["unshare", "-m", "sh", "-c", f'mount -t proc -o {option},gid=65533 proc /proc; exec "$@"', "sh"]
+    command = [*mount, *as_user(ORDINARY_USER), *command_of("ours")]
+    daemon = start_daemon("ours", "--no-cgroup", "--allow-other-users", command=command, stderr=log)
+    try:
+        with running(daemon), trio.fail_after(PATIENCE_S):
+            async with connect(daemon.url) as peer:
+                others = f"{as_root} --reuid 0 sleep {marker} & setsid sleep {marker} >&- 2>&- &"
+                script = f"{others} echo up; exec sleep {marker}"
+                (await peer.start("p", "sh", "-c", script)).ok()
+                await peer.until_output("p", b"up")
+                await until(lambda: len(sleepers(marker)) == 3)
+                await peer.terminate("p")
+                await peer.until_closed("p")
+            assert sleepers(marker) == ["0"]
+        assert "cannot be looked at" not in log.read_text()
+        assert "does not die" not in log.read_text()
+    finally:
+        for pid in marked(marker):
+            os.kill(pid, signal.SIGKILL)
+
+
+def sleepers(marker: str) -> list[str]:
+    """Whose the marked processes are that are programs by now."""
+    return [
+        status_field(pid, "Uid").split()[0] for pid in marked(marker) if status_field(pid, "Name") == "sleep"
+    ]
+
+
+@pytest.mark.case(133)
+def test_a_number_that_others_have_given_away_is_not_signalled() -> None:
+    """In a program that ignores SIGCHLD the kernel reaps a child at once: from its exit on its number is nobody's,
+    and what it has left behind is found without."""
+    told = in_own_process(
+        """
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        containment = Containment(owns_process=False)
+        enclosure, child = start(containment, "sh", "-c", "setsid sleep 600 & exec sleep 0.1")
+        await child.wait_exit()
+        print(child.exit_status(), containment.leaders)
+        left = lambda: [pid for pid in every_pid() if tag_of(pid) == enclosure.tag]
+        print(len(left()))
+        signalled = []
+        os.killpg = lambda *call: signalled.append(call)
+        child.kill()
+        await enclosure.sweep()
+        print(signalled)
+        while left():  # until somebody has reaped it
+            await trio.sleep(0.01)
+        child.reap(); child.close()
+        """
+    )
+    assert told.stdout.splitlines() == ["(-1, None) {}", "1", "[]"], told.stderr
+
+
+@pytest.mark.case(130)
+@pytest.mark.parametrize("inner", ["exec", "run"])
+async def test_a_supervisor_that_is_supervised_hides_nothing(inner: str) -> None:
+    """What a daemon, or a program with a supervisor in itself, runs below another daemon is known to both: it goes
+    with the inner one's process, and nothing of it survives the outer one's; other processes do."""
+    marker, others = new_marker(), new_marker()
+    script = f"(setsid sleep {marker} >/dev/null 2>&1 &); echo up; exec sleep {marker}"
+    with running(start_daemon("ours", "--no-cgroup")) as daemon:
+        async with AsyncExitStack() as stack:
+            peer = await stack.enter_async_context(connect(daemon.url))
+            (await peer.start("other", "sleep", others)).ok()
+            if inner == "exec":
+                command = [command_of("ours")[0], "exec", "--", "sh", "-c", script]
+                (await peer.start("inner", *command)).ok()
+                await peer.until_output("inner", b"up")
+            else:
+                command = [*command_of("ours"), "--no-cgroup", "--log-level", "warning"]
+                (await peer.start("inner", *command)).ok()
+                await peer.until_output("inner", b"\n")
+                below = await stack.enter_async_context(connect(peer.output("inner").decode().strip()))
+                for name in ("p", "q"):
+                    (await below.start(name, "sh", "-c", script)).ok()
+                    await below.until_output(name, b"up")
+                await until(lambda: len(marked(marker)) == 4)
+                await below.terminate("p")
+                await below.until_closed("p")
+            await until(lambda: len(marked(marker)) == 2)
+            await peer.terminate("inner")
+            await peer.until_closed("inner")
+            assert marked(marker) == set()
+            assert len(marked(others)) == 1
+
+
 @pytest.mark.case(130)
 def test_a_stray_goes_with_the_last_that_it_may_come_from() -> None:
     """Who has shed every mark and is nobody's descendant lives until nobody is left whose it could be."""
@@ -262,7 +396,7 @@ def test_a_stray_goes_with_the_last_that_it_may_come_from() -> None:
 PREAMBLE = """
 import logging, os, signal, sys, trio
 from tsupervise._containment import Containment
-from tsupervise._process_tag import children_of, tag_of
+from tsupervise._process_tag import children_of, every_pid, tag_of
 from tsupervise._spawn import SpawnRequest, spawn
 logging.basicConfig(stream=sys.stderr)
 def start(containment, *argv):
@@ -343,12 +477,13 @@ def test_two_supervisors_of_a_program_have_control_groups_of_their_own(subtree: 
 
 
 def test_a_leaf_holds_its_members_and_those_of_groups_below_it(subtree: Subtree) -> None:
-    """A member may make groups of its own: it does not get out that way, and they do not keep the leaf."""
+    """A member may make groups of its own, of any name: it does not get out that way, and they do not keep the
+    leaf."""
     leaf = subtree.leaf("leaf")
-    below = f"{subtree.path}/leaf/below"
+    below = os.fsencode(f"{subtree.path}/leaf/") + b"below \xff"
     os.mkdir(below)
     with subprocess.Popen(["sleep", "60"]) as sleeper:
-        Path(f"{below}/cgroup.procs").write_text(str(sleeper.pid))
+        Path(os.fsdecode(below), "cgroup.procs").write_text(str(sleeper.pid))
         assert leaf.members() == []
         assert leaf.holds(sleeper.pid)
         assert not leaf.holds(os.getpid())
@@ -358,7 +493,34 @@ def test_a_leaf_holds_its_members_and_those_of_groups_below_it(subtree: Subtree)
 
 
 @pytest.mark.case(134)
-def test_what_dead_supervisors_have_left_is_ended_and_nothing_else(subtree: Subtree) -> None:
+async def test_a_keeper_leaves_the_group_that_was_given_to_it_to_groups_that_bound() -> None:
+    """Keeper and daemon are in a group below the delegated one: with processes in it, it could have no controllers
+    for groups below without making these unusable. What runs is in a group as well."""
+    with ExitStack() as stack:
+        command = [*stack.enter_context(delegated_group(ORDINARY_USER)), *command_of("ours")]
+        daemon = stack.enter_context(running(start_daemon("ours", "--allow-other-users", command=command)))
+        (group,) = groups_of(daemon.pid)
+        assert group.rpartition("/")[2] == "keeper"
+        assert groups_of(listening_pid(daemon)) == [group]
+        async with connect(daemon.url) as peer:
+            info = (await peer.request("environment/info")).ok()
+            assert info["containment"] == "cgroup"
+            script = "until grep tsupervise_ /proc/self/cgroup; do :; done"
+            code, output = await peer.run("p", "sh", "-c", script)
+        assert code == 0
+        assert f"0::{group}/tsupervise_" in output.decode()
+
+
+def groups_of(pid: int) -> list[str]:
+    """The control group of version 2 that a process is in."""
+    rows = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    return [row.removeprefix("0::") for row in rows if row.startswith("0::")]
+
+
+@pytest.mark.case(134)
+def test_what_dead_supervisors_have_left_is_ended_and_nothing_else(
+    subtree: Subtree, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By PID namespace, number and start: not that of the living, nor of those that cannot be seen from here."""
     own = name_of(os.getpid())
     space, number, started = own.removeprefix("tsupervise_").split("-")
@@ -367,7 +529,9 @@ def test_what_dead_supervisors_have_left_is_ended_and_nothing_else(subtree: Subt
     assert is_stale(f"tsupervise_{space}-{number}-{int(started) - 1}.1")
     assert not is_stale(f"tsupervise_{int(space) + 1}-{number}-{int(started) - 1}.1")
     assert not is_stale("somebody-else")
-    stale = f"{os.path.dirname(subtree.path)}/tsupervise_{space}-{number}-{int(started) - 1}.1"
+    base = f"{subtree.path}/base"  # where no other supervisor of this machine looks
+    monkeypatch.setattr(_cgroup, "_own_group", lambda: base)
+    stale = f"{base}/tsupervise_{space}-{number}-{int(started) - 1}.1"
     os.makedirs(f"{stale}/leaf")
     with subprocess.Popen(["sleep", "60"]) as sleeper:
         Path(f"{stale}/leaf/cgroup.procs").write_text(str(sleeper.pid))
@@ -379,7 +543,23 @@ def test_what_dead_supervisors_have_left_is_ended_and_nothing_else(subtree: Subt
     assert next_one is not None
     next_one.close()
     assert not os.path.exists(stale)
-    assert os.path.exists(subtree.path)
+    assert os.path.exists(base)
+
+
+@pytest.mark.case(134)
+def test_a_supervisor_that_cannot_be_looked_at_is_not_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs in its control group is let be, if /proc shows nothing of its owner or cannot be read."""
+    with subprocess.Popen(["sleep", "60"]) as other:
+        name = f"{name_of(other.pid)}.1"
+        monkeypatch.setattr(_cgroup, "_start_time", nothing)
+        judged = is_stale(name)
+        other.kill()
+    assert not judged
+    assert is_stale(name)
+
+
+def nothing(pid: int) -> str:
+    return ""
 
 
 def test_a_keeper_finds_the_control_groups_of_its_daemon(subtree: Subtree) -> None:
@@ -406,6 +586,66 @@ async def test_no_leaf_stays_behind(subtree: Subtree) -> None:
         else:
             await child.destroy()
         assert not [entry for entry in os.scandir(subtree.path) if entry.is_dir()]
+    containment.close()
+
+
+@pytest.mark.case(134)
+async def test_the_leaf_of_who_was_left_behind_goes_when_that_has_ended(subtree: Subtree) -> None:
+    """A session may start a million processes that each leave somebody behind for a moment: later starts remove the
+    groups, but not of those that live."""
+    containment = Containment(owns_process=False, subtree=subtree)
+    left: list[tuple[Enclosure, int]] = []
+    for _ in range(6):
+        enclosure, child = start(containment, "sh", "-c", "sleep 60 >/dev/null 2>&1 & exec sleep 60")
+        while not (others := list(descendants_of(child.pid))):  # noqa: ASYNC110 - it sets no event
+            await trio.sleep(0.01)
+        enclosure.join()
+        left.append((enclosure, others[0]))
+        os.kill(child.pid, signal.SIGKILL)
+        await child.wait_exit()
+        child.reap()
+        child.close()
+    assert len(leaves(subtree)) == 6
+    for _, pid in left[1:]:
+        os.kill(pid, signal.SIGKILL)
+        await until_dead(pid)
+    for _ in range(6):
+        _, child = start(containment, "true")
+        await child.destroy()
+    assert len(leaves(subtree)) == 1
+    await left[0][0].sweep()
+    assert leaves(subtree) == []
+    containment.close()
+
+
+def leaves(subtree: Subtree) -> list[str]:
+    return [entry.name for entry in os.scandir(subtree.path) if entry.is_dir()]
+
+
+@pytest.mark.case(134)
+async def test_a_want_of_descriptors_costs_no_control_groups(
+    subtree: Subtree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are kept for looks serve to move a process into its group, too; if they do not suffice, the next
+    process has a group again."""
+    containment = Containment(owns_process=False, subtree=subtree)
+    enclosure, child = start(containment, "sleep", "60")
+    _, other = start(containment, "sleep", "60")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+        with pytest.raises(OSError, match="Too many open files"):
+            fill_descriptors(stack)
+        enclosure.join()
+        monkeypatch.setattr(containment, "_spares", [])
+        other.enclosure.join()
+    assert child.enclosure.leaf is not None
+    assert child.enclosure.leaf.members() == [child.pid]
+    assert containment.kind == "cgroup"
+    await child.destroy()
+    await other.destroy()
+    assert leaves(subtree) == []
     containment.close()
 
 

@@ -13,7 +13,9 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
+from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -26,7 +28,8 @@ from in_process import open_house
 from knock import bearer, knock, reply_on, request
 from tsupervise._channel import CloseCode
 from tsupervise._doorkeeper import Doorkeeper
-from tsupervise._listener import MAX_AT_DOOR
+from tsupervise._listen_address import TcpAddress
+from tsupervise._listener import MAX_AT_DOOR, ListenOptions, open_listener
 from tsupervise._settings import Settings
 from tsupervise._unix_listener import unix_listener
 from tsupervise.cli import main
@@ -260,6 +263,27 @@ def test_the_socket_has_its_rights_before_it_has_its_name(
         watching = False
     assert {mode for _, mode in seen} == {0o600}
     assert {name for name, _ in seen} >= {"s"}
+
+
+@pytest.mark.case(146)
+def test_two_that_start_at_once_in_a_folder_do_not_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even if both have the same number, as in two containers that share it: each gets its own socket."""
+    link, others = os.link, contextlib.ExitStack()
+
+    def start_another(*paths: str, **options: Any) -> None:
+        monkeypatch.setattr(os, "link", link)
+        others.enter_context(unix_listener(str(tmp_path / "b"), 0o600, 5))
+        link(*paths, **options)
+
+    monkeypatch.setattr(os, "link", start_another)
+    with others, unix_listener(str(tmp_path / "a"), 0o600, 5) as first:
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a", "b"]
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "a"))
+            first.settimeout(PATIENCE_S)
+            first.accept()[0].close()
 
 
 @pytest.mark.case(146)
@@ -603,6 +627,36 @@ async def test_a_crowd_that_sends_no_request_does_not_block_the_door() -> None:
                 for stream in crowd[:20]:
                     assert await stream.receive_some() == b""
                 assert (await reply_on(crowd[-1], request())).status == 101
+
+
+@pytest.mark.case(150)
+async def test_a_crowd_that_was_refused_and_stays_does_not_take_all_connections(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Until it has left, a peer has a place at the door like one that has not asked yet."""
+    monkeypatch.setattr("tsupervise._listener.MAX_AT_DOOR", 4)
+    monkeypatch.setattr("tsupervise._websocket_channel.LINGER_S", 600)
+    options = ListenOptions(TcpAddress(IPv4Address("127.0.0.1"), 0), handshake_s=600)
+    with open_listener(options) as listener, trio.fail_after(PATIENCE_S):
+        async with open_house() as house, AsyncExitStack() as stack:
+            house.nursery.start_soon(listener.serve, house.supervisor)
+            crowd: list[trio.abc.Stream] = []
+            for _ in range(7):
+                crowd.append(await stack.enter_async_context(await open_stream(listener.url)))
+                assert (await reply_on(crowd[-1], request(path="/nothing"))).status == 404
+            for stream in crowd[:3]:
+                with pytest.raises(trio.BrokenResourceError):
+                    await send_for_ever(stream)
+            for stream in crowd[3:]:
+                await stream.send_all(b"x")
+            async with connect(listener.url) as peer:
+                (await peer.request("environment/status")).ok()
+            house.nursery.cancel_scope.cancel()
+
+
+async def send_for_ever(stream: trio.abc.SendStream) -> None:
+    while True:
+        await stream.send_all(b"x")
 
 
 def run_to_its_end(*options: str) -> subprocess.CompletedProcess[str]:

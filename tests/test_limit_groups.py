@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tsupervise._cgroup import name_of
+from tsupervise._cgroup import Mount, name_of, read_mounts
 from tsupervise._limit_groups import LimitGroups
 
 FILES = {
@@ -134,6 +134,7 @@ def test_version_2_above_the_own_group_takes_a_delegation(
     own = machine.mount("unified", "cgroup2", "nsdelegate", "/service/main")
     above = own.parent
     for folder, enabled in ((own, ""), (above, "memory pids")):
+        (folder / "cgroup.type").write_text("domain\n")
         (folder / "cgroup.procs").touch()
         (folder / "cgroup.controllers").write_text("memory pids\n")
         (folder / "cgroup.subtree_control").write_text(enabled)
@@ -143,13 +144,16 @@ def test_version_2_above_the_own_group_takes_a_delegation(
             return b"1"
         raise OSError
 
-    (own / "cgroup.subtree_control").unlink()  # as if it could not be written to
     assert machine.groups().controllers == frozenset()
     monkeypatch.setattr(os, "getxattr", getxattr)
     groups = machine.groups()
     assert groups.controllers == {"memory", "pids"}
     groups.make("7", {"pids": 8})
     assert text_of(own_folder(above) / "7", "pids.max") == "8"
+    # With a controller switched on there, no process could join any group below the one that the daemon is in.
+    assert text_of(own, "cgroup.subtree_control") == ""
+    (above / "cgroup.procs").write_text("4711\n")
+    assert machine.groups().controllers == frozenset()
 
 
 def test_what_lies_outside_of_a_mount_is_not_reached_for(machine: Machine) -> None:
@@ -157,6 +161,17 @@ def test_what_lies_outside_of_a_mount_is_not_reached_for(machine: Machine) -> No
     machine.mount("memory", "cgroup", "memory", "/elsewhere", root="/container")
     machine.mount("pids", "cgroup", "pids", "/container/inner", root="/container")
     assert machine.groups().controllers == {"pids"}
+
+
+def test_odd_mounts_are_no_hindrance(machine: Machine) -> None:
+    """Other users may mount things at places that are no UTF-8, and what is mounted may have no name."""
+    machine.mount("pids", "cgroup", "pids", "/")
+    with open(machine.proc / "mountinfo", "ab") as file:
+        file.write(b"40 25 0:9 / /mnt/\xff rw - fuse.x  rw\n41 25 0:9 / /mnt/- rw shared:1 - tmpfs - rw\n")
+    with open(machine.proc / "cgroup", "ab") as file:
+        file.write(b"7:name=\xff:/\n")
+    assert machine.groups().controllers == {"pids"}
+    assert read_mounts(str(machine.proc))[1] == Mount("/", "/mnt/\udcff", "fuse.x", "rw")
 
 
 def test_a_group_that_cannot_have_its_limit_is_not_left_behind(machine: Machine) -> None:

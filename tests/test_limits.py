@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 import tsupervise
 from daemons import Daemon, command_of, running, start_daemon
@@ -26,7 +27,7 @@ from procfs import cpu_seconds, family, listening_pid, marked, new_marker, statu
 from scripted_server import Script, scripted_server
 from tsupervise._limit_groups import PERIOD_US, folders_of
 from tsupervise_protocol.messages import LIMIT_CAPABILITIES, Limits, Usage
-from wire import Peer, connect
+from wire import PATIENCE_S, Peer, connect
 
 pytestmark = pytest.mark.ours_only("the reference has no limits")
 
@@ -161,6 +162,30 @@ async def test_busy_loops_use_no_more_cpu_time_than_their_quota(daemon: Daemon) 
         await peer.until_closed("p")
 
 
+@pytest.mark.case(135)
+async def test_a_memory_limit_bounds_swap_as_well(daemon: Daemon) -> None:
+    """Where the system accounts for it, memory and swap together are no more than the limit: what does not fit in
+    memory does not go on in swap."""
+    async with connect(daemon.url) as peer:
+        await need(peer, "memoryBytes")
+        (await peer.start("p", "sleep", "600", limits={"memoryBytes": 64 * MIB})).ok()
+        row = (await peer.request("process/list")).ok()["processes"][-1]
+        texts = dict(bounds_of(row["pid"]))
+    if not texts:
+        pytest.skip("the system does not account for swap")
+    assert texts in ({"memory.memsw.limit_in_bytes": str(64 * MIB)}, {"memory.swap.max": "0"})
+
+
+def bounds_of(pid: int) -> Iterator[tuple[str, str]]:
+    """What bounds the swap of a process, by the name of the file that says so."""
+    for row in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, controllers, group = row.split(":", 2)
+        name = {"memory": "memory.memsw.limit_in_bytes", "": "memory.swap.max"}.get(controllers)
+        path = Path(f"/sys/fs/cgroup/{controllers}{group}/{name}")
+        if name is not None and path.exists():
+            yield name, path.read_text().strip()
+
+
 # --- time ------------------------------------------------------------------------------------------------
 
 
@@ -254,6 +279,23 @@ async def test_limits_hold_from_the_first_instruction_on(daemon: Daemon, tty: bo
             assert (own, nice, umask) == (b"40", b"7", b"0077")
             assert (groups != b"0") == grouped
         (await peer.terminate("busy")).ok()
+
+
+@pytest.mark.case(139)
+@pytest.mark.skipif(shutil.which("prlimit") is None, reason="needs prlimit, to start a daemon with a limit")
+async def test_a_daemon_that_cannot_mark_its_children_bounds_them_nonetheless() -> None:
+    """Where the limit that carries the mark is capped, as by LimitLOCKS=, a bounded start comes about, and the
+    daemon serves on; what the process leaves behind goes with it."""
+    marker = new_marker()
+    with running(start_daemon(command=["prlimit", "--locks=100:100", *command_of("ours")])) as daemon:
+        with trio.fail_after(PATIENCE_S):
+            async with connect(daemon.url) as peer:
+                script = f"setsid sleep {marker} >&- 2>&- & echo up; ulimit -n; exec sleep 60"
+                (await peer.start("p", "sh", "-c", script, limits={"nofile": 50})).ok()
+                await peer.until_output("p", b"up\n50\n")
+                await peer.terminate("p")
+                await peer.until_closed("p")
+                assert marked(marker) == set()
 
 
 # --- refusals --------------------------------------------------------------------------------------------
@@ -545,6 +587,24 @@ def run_exec(daemon: Daemon | None, *arguments: str) -> subprocess.CompletedProc
     return subprocess.run(
         [*command, *where, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20
     )
+
+
+@pytest.mark.case(144)
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_wait_tells_a_timeout_by_its_code(daemon: Daemon, when: str) -> None:
+    """`tsupervise wait` exits with 124 if the time of the process was over, be it before or while it waits, and as
+    the process did if another signal killed it."""
+    wait = [str(Path(sysconfig.get_path("scripts")) / "tsupervise"), "wait", "--url", daemon.url]
+    async with tsupervise.connect(daemon.url) as client:
+        timed = await client.start(["sleep", "600"], timeout_s=0.01 if when == "before" else 2.0)
+        killed = await client.start(["sleep", "600"], timeout_s=600)
+        if when == "before":
+            await timed.wait()
+        done = await trio.run_process([*wait, timed.uid or ""], check=False)
+        assert done.returncode == 124
+        await killed.signal("kill")
+        done = await trio.run_process([*wait, killed.uid or ""], check=False)
+        assert done.returncode == 137
 
 
 @pytest.mark.case(144)

@@ -69,7 +69,7 @@ STEPS = {
 """The steps of the life below, in the order in which they come first, and what each must name."""
 
 
-async def lead_a_life(daemon: Daemon) -> str | None:
+async def lead_a_life(daemon: Daemon) -> str:
     """A session with a process that fails and one that cannot be started, left and resumed; then the end."""
     async with connect(daemon.url) as peer:
         assert await peer.run("p", "sh", "-c", "echo hi; exit 3") == (3, b"hi\n")
@@ -77,7 +77,7 @@ async def lead_a_life(daemon: Daemon) -> str | None:
     async with connect(daemon.url, resume=peer.session_id):
         daemon.process.send_signal(signal.SIGTERM)
         assert await trio.to_thread.run_sync(daemon.process.wait, 20) == 0
-    return peer.session_id
+    return peer.session_name
 
 
 @pytest.mark.case(163)

@@ -216,5 +216,5 @@ def test_an_error_code_of_nobody_has_a_label_too() -> None:
     """A code that the protocol does not have is counted as `error`."""
     metrics = Metrics()
     metrics.answered("process/list", -1, 0.1)
-    now = Now("1", 0.0, False, {}, {}, ProcessBytes(), 0, 0, 0, {})
+    now = Now("1", 0.0, False, {}, {}, ProcessBytes(), 0, 0, 0, {}, 1)
     assert value(parse(metrics.render(now)), "requests_total", method="process/list", result="error") == 1

@@ -234,3 +234,38 @@ def test_the_command_takes_options_or_variables(encrypted: Daemon, folder: Path)
     assert (code, b"401" in text, b"barley" in text) == (125, True, False)
     code, _, text = exec_hello({**variables, "TSUPERVISE_TLS_CA": token})
     assert (code, b"--tls-ca" in text, TOKEN.encode() in text) == (1, True, False)
+
+
+def test_every_command_that_asks_the_daemon_shows_the_token(guarded: Daemon, folder: Path) -> None:
+    """Not only `exec`: each does its work with the token, and says what is missing without it."""
+
+    def run(command: str, *arguments: str, token: bool = True) -> subprocess.CompletedProcess[str]:
+        variables = {"TSUPERVISE_TOKEN_FILE": str(folder / "token")} if token else {}
+        return subprocess.run(
+            [TSUPERVISE, command, *arguments],
+            env={"PATH": "/usr/bin:/bin", "TSUPERVISE_URL": guarded.url, **variables},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+
+    started = run("exec", "--detach", "--", "sh", "-c", "echo hello; exec sleep 600")
+    assert started.returncode == 0
+    uid = started.stdout.split()[0]
+    for arguments, output, code in (
+        (("ps",), uid, 0),
+        (("status",), "pid", 0),
+        (("logs", uid), "hello\n", 0),
+        (("kill", uid), "", 0),
+        (("wait", uid), "", 143),
+        (("attach", uid), "hello\n", 143),
+        (("end", uid), "", 0),
+    ):
+        done = run(*arguments)
+        assert done.returncode == code, (arguments, done.stderr)
+        assert output in done.stdout, arguments
+    refused = run("ps", token=False)
+    assert refused.returncode == 125
+    assert "missing websocket bearer token" in refused.stderr

@@ -79,6 +79,12 @@ class Peer:
     _changed: trio.Condition = field(default_factory=trio.Condition)
     _next_id: int = 0
 
+    @property
+    def session_name(self) -> str:
+        """What logs call its session: so much of the id that it cannot be resumed by it."""
+        assert self.session_id is not None, "there is a session after the handshake"
+        return self.session_id[:8]
+
     async def read(self) -> None:
         try:
             while True:

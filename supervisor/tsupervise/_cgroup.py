@@ -10,8 +10,12 @@ import errno
 import os
 import time
 from contextlib import suppress
+from typing import NamedTuple
 
 _NAME = "tsupervise_"
+
+_ASIDE = "keeper"
+"""Below a group that was given to this process: where it goes, see `step_aside`."""
 
 _STALE_S = 0.3
 """How long a start may wait for what a dead daemon has left, once it is killed."""
@@ -54,11 +58,12 @@ class Leaf:
 
     def holds(self, pid: int) -> bool:
         """Whether a process is in it, or in a group that somebody has made below it."""
-        own = "/".join(["", *self._path.split("/")[-2:], ""])
+        own = os.fsencode("/".join(["", *self._path.split("/")[-2:], ""]))
         try:
-            with open(f"/proc/{pid}/cgroup") as file:
-                return any(own in f"{line}/" for line in file.read().splitlines())
-        except (FileNotFoundError, ProcessLookupError):
+            # As bytes: a member may make groups of any name.
+            with open(f"/proc/{pid}/cgroup", "rb", buffering=0) as file:
+                return any(own in line + b"/" for line in file.readall().splitlines())
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
             return False
 
     def remove(self) -> bool:
@@ -93,6 +98,32 @@ class Subtree:
     def close(self) -> None:
         """Kill whatever is in it, and remove it as far as it is empty."""
         end_group(self.path)
+
+
+def step_aside() -> None:
+    """Leave a control group that systemd has given away, if it is this process's alone, for a new one below it.
+
+    Groups that bound can be made only where no process is: one that switches controllers on for groups below its
+    own makes these unusable. Children go along; so this comes before there are any.
+    """
+    base = _own_group()
+    if base is None or not is_delegated(base):
+        return
+    with suppress(OSError):  # it is another user's
+        if Leaf(base).members() == [os.getpid()]:
+            aside = f"{base}/{_ASIDE}"
+            with suppress(FileExistsError):
+                os.mkdir(aside)
+            Leaf(aside).join(os.getpid())
+
+
+def is_delegated(path: str) -> bool:
+    """Whether systemd has given a control group away for good: it says so in an attribute (of 251 and later)."""
+    for name in ("user.delegate", "trusted.delegate"):
+        with suppress(OSError):
+            if os.getxattr(path, name) == b"1":
+                return True
+    return False
 
 
 def open_subtree() -> Subtree | None:
@@ -154,7 +185,20 @@ def is_stale(name: str) -> bool:
     pid = owner.partition("-")[0]
     # Who lives in another PID namespace cannot be seen from here.
     is_judged = name.startswith(_NAME) and space == str(os.stat("/proc/self/ns/pid").st_ino)
-    return is_judged and pid.isdigit() and not is_of(name, int(pid))
+    return is_judged and pid.isdigit() and not is_of(name, int(pid)) and not _is_hidden(int(pid))
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether a process is there of which /proc does not tell us when it was started (`hidepid=`)."""
+    if _start_time(pid):
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # another user's
+    return True
 
 
 def _end_stale(base: str) -> None:
@@ -178,7 +222,10 @@ def end_group(path: str) -> bool:
 
 
 def _start_time(pid: int) -> str:
-    """When a process was started, in ticks since the boot: with its number it names the process for good."""
+    """When a process was started, in ticks since the boot: with its number it names the process for good.
+
+    "" if it is gone, or if that cannot be seen.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             text = file.read()
@@ -187,23 +234,64 @@ def _start_time(pid: int) -> str:
     return text[text.rfind(b")") + 2 :].split()[19].decode()
 
 
+class Mount(NamedTuple):
+    """One line of a mountinfo file."""
+
+    root: str
+    """What of the file system is mounted."""
+    point: str
+    kind: str
+    options: str
+    """Of the file system."""
+
+
+def read_mounts(proc: str = "/proc/self") -> list[Mount]:
+    """What a process has mounted, whatever that is called.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    mounts: list[Mount] = []
+    # Users may mount things at paths that are no UTF-8, and what is mounted may have an empty name.
+    with open(f"{proc}/mountinfo", errors="surrogateescape") as file:
+        for line in file:
+            left, _, right = line.rstrip("\n").partition(" - ")
+            kind, _, options = right.split(" ", 2)
+            root, point = left.split(" ")[3:5]
+            mounts.append(Mount(root, point, kind, options))
+    return mounts
+
+
+def read_groups(proc: str = "/proc/self") -> dict[str, str]:
+    """The control groups of a process, by the names of the controllers, commas between; "" is version 2.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(f"{proc}/cgroup", errors="surrogateescape") as file:
+        rows = (line.rstrip("\n").split(":", 2) for line in file)
+        return {names: path for _, names, path in rows}
+
+
+def place_of(group: str, mount: Mount) -> str | None:
+    """The folder of a control group below a mount.
+
+    Returns:
+        None if it is none of what is mounted, as in a container that sees only its own part.
+    """
+    below = os.path.relpath(group, mount.root)
+    return None if below.startswith("..") else os.path.normpath(f"{mount.point}/{below}")
+
+
 def _own_group() -> str | None:
     """The directory of the version 2 control group that this process is in."""
     try:
-        with open("/proc/self/cgroup") as file:
-            groups = [line.rstrip("\n").split(":", 2) for line in file]
-        own = next((path for number, _, path in groups if number == "0"), None)
-        with open("/proc/self/mountinfo") as file:
-            mounts = [line.split(" - ") for line in file]
+        own, mounts = read_groups().get(""), read_mounts()
     except OSError:
         return None
-    for left, right in mounts:
-        if right.split()[0] == "cgroup2" and own is not None:
-            root, mount_point = left.split()[3:5]
-            below = os.path.relpath(own, root)
-            # Above the root of the mount, as in a container that sees only its own part, lies nothing for us.
-            if not below.startswith(".."):
-                return os.path.normpath(f"{mount_point}/{below}")
+    for mount in mounts:
+        if mount.kind == "cgroup2" and own is not None and (path := place_of(own, mount)) is not None:
+            return path
     return None
 
 

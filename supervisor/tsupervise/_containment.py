@@ -14,7 +14,7 @@ import logging
 import os
 import select
 import signal
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -62,7 +62,13 @@ MAX_AWAITED = 64
 RETRY_S = 0.01
 """When to look again if there was something and nothing could be done."""
 
+LEAVES_AT_A_TIME = 2
+"""Control groups of processes that are over, in which somebody was left, that a start looks at again."""
+
 _NO_ROOM = (errno.EMFILE, errno.ENFILE)
+
+_NO_PROCESS = (errno.ESRCH, errno.EINVAL, errno.ENOENT)
+"""What pidfd_open says of a number that is nobody's, or a mere thread's: the last of Linux 6.15 and later."""
 
 _T = TypeVar("_T")
 
@@ -89,11 +95,12 @@ class Enclosure:
         self._containment = containment
         self.kills = containment.kills
         self._joined = False
+        self._is_tagged = True
 
     @contextmanager
     def around_spawn(self) -> Generator[None]:
         """A process that is started within is enclosed; call `started` next, with no await between."""
-        with inherited_tag(self.tag):
+        with inherited_tag(self.tag) as self._is_tagged:
             yield
 
     def started(self, pid: int) -> None:
@@ -104,15 +111,7 @@ class Enclosure:
     def join(self) -> None:
         """Move the process into its control group, if it has one: that can take a millisecond."""
         if self.leaf is not None and self.leader and self._containment.has_leaf(self):
-            self._joined = True
-            try:
-                self.leaf.join(self.leader)
-                for descendant in descendants_of(self.leader):  # those that it has forked before
-                    self.leaf.join(descendant)
-            except ProcessLookupError:
-                pass  # it is dead already
-            except OSError as error:
-                self._containment.lose_cgroups(error)
+            self._joined = self._containment.join(self.leader, self.leaf)
 
     def leader_was_reaped(self) -> None:
         """From here on its number may be a stranger's."""
@@ -156,8 +155,11 @@ class Enclosure:
             return True
 
     def is_leader(self, pid: int) -> bool:
-        """Whether a child that has just been started is the process of this enclosure."""
-        return not self._containment.is_subreaper or tag_of(pid) == self.tag
+        """Whether a child that has just been started is the process of this enclosure.
+
+        To a daemon orphans come in the same moment. Where there are no tags one of these may pass for it.
+        """
+        return not (self._containment.is_subreaper and self._is_tagged) or tag_of(pid) == self.tag
 
 
 @dataclass(slots=True, eq=False)
@@ -186,6 +188,8 @@ class Containment:
         self._tags = TagSpace()
         self._leaves: dict[int, Leaf] = {}
         """Control groups by tag, until they are empty and removed."""
+        self._left_behind: deque[int] = deque()
+        """Of these, those whose process is over: somebody lived there still at the last look."""
         self._origins: set[int] = set()
         """Where a stray may come from: the tags of processes that were not swept; once they are forgotten, of
         their sessions."""
@@ -228,6 +232,10 @@ class Containment:
     def enclose(self, session: int, restraint: Restraint | None = None) -> Enclosure:
         """An enclosure for a process that a session is about to start, with its limits if it has any."""
         tag = self._tags.next_process(session)
+        # More of them than can come, so they do not become many; but not all, for some may live for ever.
+        for _ in range(min(LEAVES_AT_A_TIME, len(self._left_behind))):
+            if not self._remove_leaf(oldest := self._left_behind.popleft()):
+                self._left_behind.append(oldest)
         leaf = restraint.leaf if restraint is not None else None
         if leaf is not None:
             self._leaves[tag] = leaf
@@ -253,10 +261,30 @@ class Containment:
                     for stranger in (pid, *descendants_of(pid)):
                         take_tag(stranger)
 
+    def join(self, leader: int, leaf: Leaf) -> bool:
+        """Move a process into a control group, with what it has forked; returns whether that can be relied upon."""
+        try:
+            self._with_room(lambda: _join(leader, leaf))
+        except ProcessLookupError:
+            return False  # it is dead already
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                self.lose_cgroups(error)
+            return False
+        return True
+
     def disposed(self, enclosure: Enclosure) -> None:
         """A process is over, or was never started."""
-        if enclosure.leaf is not None and enclosure.leaf.remove():
-            self._leaves.pop(enclosure.tag, None)
+        if enclosure.leaf is not None and not self._remove_leaf(enclosure.tag):
+            self._left_behind.append(enclosure.tag)
+
+    def _remove_leaf(self, tag: int) -> bool:
+        """Remove a control group if it is empty; returns whether it is gone."""
+        leaf = self._leaves.get(tag)
+        if leaf is not None and not leaf.remove():
+            return False
+        self._leaves.pop(tag, None)
+        return True
 
     def forgotten(self, enclosure: Enclosure) -> None:
         """Nobody will ask for a process any more: what it may have left behind is its session's."""
@@ -399,9 +427,7 @@ class Containment:
         for tag, leaf in list(self._leaves.items()):
             if not (key := _key_of(tag, keys)):
                 continue
-            if leaf.remove():
-                del self._leaves[tag]
-            else:
+            if not self._remove_leaf(tag):
                 for pid in leaf.members():
                     yield pid, key, leaf.holds
         if self.is_subreaper:
@@ -576,7 +602,7 @@ class _Hunt:
         try:
             pidfd = os.pidfd_open(pid)
         except OSError as error:
-            if error.errno in (errno.ESRCH, errno.EINVAL):  # gone, or a mere thread by now
+            if error.errno in _NO_PROCESS:
                 return -1
             raise
         try:
@@ -601,6 +627,13 @@ class _Hunt:
             return False
         self._stopped.append(pidfd)
         return True
+
+
+def _join(leader: int, leaf: Leaf) -> None:
+    leaf.join(leader)
+    for descendant in descendants_of(leader):  # those that it has forked before
+        with suppress(ProcessLookupError):
+            leaf.join(descendant)
 
 
 def _certainly(pid: int) -> bool:
@@ -630,7 +663,7 @@ def _is_alive(pid: int) -> bool:
     try:
         pidfd = os.pidfd_open(pid)
     except OSError as error:
-        return error.errno != errno.ESRCH
+        return error.errno not in _NO_PROCESS
     try:
         return not _has_died(pidfd)
     finally:

@@ -23,6 +23,10 @@ from ._process import Process
 
 log = logging.getLogger("tsupervise")
 
+SESSION_CHARACTERS = 8
+"""Of a session's id, which stand for it. Whoever knows all of it may resume the session: 90 random bits stay
+untold."""
+
 MAX_TEXT = 300
 """Characters of a name, a program or a path in one line."""
 
@@ -83,6 +87,11 @@ class Account(Protocol):
     """Where its client is, or was last: `peer`, and `peer_uid` if it is known."""
 
 
+def name_of(session: Account) -> str:
+    """What a session is called where others may read it, see SESSION_CHARACTERS."""
+    return session.session_id[:SESSION_CHARACTERS]
+
+
 class Journal:
     """The account of one daemon.
 
@@ -111,11 +120,11 @@ class Journal:
         self._note(logging.INFO, "session.resumed", **_who(session))
 
     def session_detached(self, session: Account) -> None:
-        tell(logging.INFO, "session.detached", session=session.session_id)
+        tell(logging.INFO, "session.detached", session=name_of(session))
 
     def session_ended(self, session: Account) -> None:
         self.metrics.sessions_ended += 1
-        self._note(logging.INFO, "session.ended", session=session.session_id)
+        self._note(logging.INFO, "session.ended", session=name_of(session))
 
     # --- processes -----------------------------------------------------------------------------------
 
@@ -167,7 +176,7 @@ class Journal:
 
     def process_closed(self, session: Account, process: Process) -> None:
         """Its output has ended, too."""
-        tell(logging.DEBUG, "process.closed", session=session.session_id, uid=process.uid)
+        tell(logging.DEBUG, "process.closed", session=name_of(session), uid=process.uid)
 
     def process_forgotten(self, process: Process) -> None:
         """From here on nobody can ask how much it wrote."""
@@ -181,7 +190,7 @@ def bytes_of(process: Process) -> ProcessBytes:
 
 
 def _who(session: Account) -> dict[str, object]:
-    return {"session": session.session_id, "client": session.client_name, **session.origin}
+    return {"session": name_of(session), "client": session.client_name, **session.origin}
 
 
 def _what(process: Process) -> dict[str, object]:

@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 
-from ._cgroup import end_group, end_subtrees, subtrees_of
+from ._cgroup import end_group, end_subtrees, step_aside, subtrees_of
 from ._inherited import heeded, own_environment
 from ._limit_groups import folders_of
 
@@ -43,6 +43,7 @@ def keep(arguments: list[str]) -> int:
     awaited = {*heeded(_PASSED_ON), signal.SIGCHLD}
     # Blocked and not handled: a signal that comes between two looks is not lost, and needs no handler.
     signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
+    step_aside()
     # Of the program that became this one.
     spared = set(_children())
     daemon = os.posix_spawn(

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Literal, NamedTuple
 
-from ._cgroup import Leaf, end_group, is_stale, name_of
+from ._cgroup import Leaf, end_group, is_delegated, is_stale, name_of, place_of, read_groups, read_mounts
 
 Controller = Literal["memory", "pids", "cpu"]
 
@@ -165,30 +165,26 @@ def folders_of(daemon: int) -> list[str]:
 def _hierarchies(proc: str) -> Iterator[Hierarchy]:
     """Every folder that may hold our groups, the best first, with the controllers that it may have."""
     try:
-        with open(f"{proc}/cgroup") as file:
-            rows = [line.rstrip("\n").split(":", 2) for line in file]
-        with open(f"{proc}/mountinfo") as file:
-            mounts = [line.split(" - ") for line in file]
+        groups, mounts = read_groups(proc), read_mounts(proc)
     except OSError:
         return
-    own = {name: path for _, names, path in rows for name in names.split(",")}
+    own = {name: path for names, path in groups.items() for name in names.split(",")}
     found: list[Hierarchy] = []
-    for left, right in mounts:
-        kind, _, options = right.split()[:3]
-        names = {""} if kind == "cgroup2" else {*options.split(",")} & {*CONTROLLERS}
-        if kind not in ("cgroup", "cgroup2") or not (names := names & own.keys()):
+    for mount in mounts:
+        names = {""} if mount.kind == "cgroup2" else {*mount.options.split(",")} & {*CONTROLLERS}
+        if mount.kind not in ("cgroup", "cgroup2") or not (names := names & own.keys()):
             continue
-        root, mount_point = left.split()[3:5]
-        below = os.path.relpath(own[min(names)], root)
-        # Above the root of the mount, as in a container that sees only its own part, lies nothing for us.
-        if below.startswith(".."):
+        base = place_of(own[min(names)], mount)
+        if base is None:
             continue
-        base = os.path.normpath(f"{mount_point}/{below}")
-        if kind == "cgroup2":
-            # Processes and controllers for groups below exclude each other. Who starts us in a subgroup of what
-            # is delegated to us (systemd: DelegateSubgroup=) leaves the room above it to us.
-            bases = [base, os.path.dirname(base)] if _is_delegated(os.path.dirname(base)) else [base]
-            found += [Hierarchy(base, _names_in(f"{base}/cgroup.controllers"), 2) for base in bases]
+        if mount.kind == "cgroup2":
+            # Processes and controllers for groups below exclude each other, but in the root of all. What is
+            # delegated to us has room for them if we are below it (`step_aside`, systemd's DelegateSubgroup=).
+            above = os.path.dirname(base)
+            if _is_root(base):
+                found.append(Hierarchy(base, _names_in(f"{base}/cgroup.controllers"), 2))
+            elif is_delegated(above) and not Leaf(above).members():
+                found.append(Hierarchy(above, _names_in(f"{above}/cgroup.controllers"), 2))
         else:
             found.append(Hierarchy(base, frozenset(name for name in CONTROLLERS if name in names), 1))
     found.sort(key=lambda hierarchy: -hierarchy.version)
@@ -197,13 +193,9 @@ def _hierarchies(proc: str) -> Iterator[Hierarchy]:
             yield hierarchy
 
 
-def _is_delegated(path: str) -> bool:
-    """Whether systemd has given a control group away for good: it says so in an attribute (of 251 and later)."""
-    for name in ("user.delegate", "trusted.delegate"):
-        with suppress(OSError):
-            if os.getxattr(path, name) == b"1":
-                return True
-    return False
+def _is_root(path: str) -> bool:
+    """Whether a control group of version 2 is the machine's root: the only one that has no type."""
+    return not os.path.exists(f"{path}/cgroup.type")
 
 
 def _enabled(hierarchy: Hierarchy) -> frozenset[Controller]:

@@ -32,8 +32,8 @@ HANDSHAKE_S = 10.0
 protocol give up after as long."""
 
 MAX_AT_DOOR = 256
-"""Connections that have not sent their whole HTTP request. For one more, the one that has waited longest goes: a
-peer that means it sends its request at once."""
+"""Connections that have not sent their whole HTTP request, or were refused and have not left. For one more, the one
+that has waited longest goes: a peer that means it sends its request at once."""
 
 BACKLOG = 1024
 """Connections that the kernel accepts for us while we are busy."""
@@ -114,36 +114,33 @@ class Listener:
         stream = transport if options.tls is None else TlsStream(transport, options.tls)
         try:
             peer = _name_of_peer(sock)
-            decision = await self._read_request(supervisor, stream, sock)
-            if decision is not None:
-                supervisor.metrics.http_responses[decision.status] += 1
-            if isinstance(decision, Upgrade):
+            upgrade = await self._answer_request(supervisor, stream, sock, peer)
+            if upgrade is not None:
                 # Before the next await: those who are in have been counted a moment ago.
                 with options.doorkeeper.entered():
-                    await stream.send_all(decision.data)
+                    await stream.send_all(upgrade.data)
                     channel = WebSocketChannel(
                         stream,
                         peer,
-                        decision.leftover,
+                        upgrade.leftover,
                         transport.try_send if stream is transport else _send_later,
                         transport.unread,
                         partial(peer_uid, sock),
                     )
                     await Connection(supervisor, channel, options.handshake_s).run()
-            elif decision is not None:
-                log.debug("%s was answered %d", peer, decision.status)
-                with trio.move_on_after(options.handshake_s):
-                    await stream.send_all(decision.data)
-                    await linger(stream)
         except (OSError, trio.BrokenResourceError):
             pass  # gone before it had said anything
         finally:
             await trio.aclose_forcefully(transport)
 
-    async def _read_request(
-        self, supervisor: Supervisor, stream: trio.abc.ReceiveStream, sock: socket.socket
-    ) -> Respond | Upgrade | None:
-        """Read the HTTP request and decide about it; None if it does not come in time, or not at all."""
+    async def _answer_request(
+        self, supervisor: Supervisor, stream: trio.abc.HalfCloseableStream, sock: socket.socket, peer: str
+    ) -> Upgrade | None:
+        """Read the HTTP request and decide about it.
+
+        Returns:
+            The upgrade, if it is one; None if it has been answered, or does not come in time, or not at all.
+        """
 
         def admit(authorization: bytes | None, *, enters: bool) -> Answer | None:
             doorkeeper = self._options.doorkeeper
@@ -151,11 +148,18 @@ class Listener:
 
         door = HttpDoor(_pages(supervisor), admit, any_host=self._any_host)
         with trio.move_on_after(self._options.handshake_s) as patience:
+            # Until it is in or gone: a peer that lets its refusal lie takes a place, too.
             with self._waiting(patience):
-                while data := await stream.receive_some(RECEIVE_BYTES):
-                    decision = door.receive(data)
-                    if decision is not None:
-                        return decision
+                decision = await _read_request(door, stream)
+                if decision is not None:
+                    supervisor.metrics.http_responses[decision.status] += 1
+                if isinstance(decision, Upgrade):
+                    return decision
+                if decision is not None:
+                    log.debug("%s was answered %d", peer, decision.status)
+                    patience.deadline = trio.current_time() + self._options.handshake_s
+                    await stream.send_all(decision.data)
+                    await linger(stream)
         return None
 
     @contextmanager
@@ -170,6 +174,15 @@ class Listener:
             yield
         finally:
             self._at_door.pop(patience, None)
+
+
+async def _read_request(door: HttpDoor, stream: trio.abc.ReceiveStream) -> Respond | Upgrade | None:
+    """What the door says to the request; None if it does not come."""
+    while data := await stream.receive_some(RECEIVE_BYTES):
+        decision = door.receive(data)
+        if decision is not None:
+            return decision
+    return None
 
 
 @contextmanager

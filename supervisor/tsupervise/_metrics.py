@@ -102,6 +102,7 @@ class Now:
         spill_files_bytes: what spill files take.
         spilled_bytes: output that was moved to them so far.
         kills: by means, so far.
+        tasks: of the event loop, its own included.
     """
 
     version: str
@@ -114,6 +115,7 @@ class Now:
     spill_files_bytes: int
     spilled_bytes: int
     kills: Mapping[str, int]
+    tasks: int
 
 
 @dataclass(slots=True)
@@ -207,6 +209,7 @@ class Metrics:
             _labelled("means", now.kills),
         )
         yield from self._byte_lines(now)
+        yield from _family("tasks", "gauge", "Tasks of the event loop.", {"": now.tasks})
         yield from _counter(
             "audit_lines_dropped", "Lines that the audit log has lost.", {"": self.audit_lines_dropped}
         )

@@ -142,6 +142,7 @@ class Child:
         try:
             info = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG)
         except ChildProcessError:
+            self._give_up_number()
             return -1, None
         if info is None:
             return 128 + signal.SIGKILL, signal.SIGKILL
@@ -165,8 +166,12 @@ class Child:
             self._reaped = True
             with suppress(ChildProcessError):
                 os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)
-            self.group.leader_was_reaped()
-            self.enclosure.leader_was_reaped()
+            self._give_up_number()
+
+    def _give_up_number(self) -> None:
+        # Output may still come for long, and meanwhile the number may become a stranger's, or a strangers' group's.
+        self.group.leader_was_reaped()
+        self.enclosure.leader_was_reaped()
 
     def kill(self) -> None:
         """SIGKILL to all that is enclosed, as far as it is found at once, and to the process group."""

@@ -31,7 +31,7 @@ from ._containment import Containment
 from ._disk import Disk
 from ._environment_info import environment_info
 from ._inherited import own_environment
-from ._journal import Journal, bytes_of
+from ._journal import Journal, bytes_of, name_of
 from ._lifecycle import State
 from ._limits import Limiter
 from ._metrics import Now, ProcessBytes
@@ -183,7 +183,7 @@ class Supervisor:
             await session.run(task_status)
         except Exception:
             # A bug of ours in one session must not end the others.
-            log.exception("session %s failed inside the supervisor", session.session_id)
+            log.exception("session %s failed inside the supervisor", name_of(session))
         finally:
             self._sessions.pop(session.session_id, None)
 
@@ -262,6 +262,7 @@ class Supervisor:
                 spill_files_bytes=self.spilled_bytes,
                 spilled_bytes=0 if self._spill_space is None else self._spill_space.moved_bytes,
                 kills={**self.containment.kills},
+                tasks=trio.lowlevel.current_statistics().tasks_living,
             )
         )
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import socket
 import stat
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 PROBE_S = 1.0
 """Seconds that a listener whose queue is full may take to accept; it is alive in any case."""
@@ -34,14 +35,13 @@ def unix_listener(path: str, mode: int, backlog: int) -> Generator[socket.socket
     folder_path, name = os.path.split(path)
     folder = os.open(folder_path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        temporary = f".tsupervise-{os.getpid()}"
+        # Of two containers that share a directory, both may have a process of this number.
+        temporary = f".tsupervise-{secrets.token_hex(8)}"
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         with sock:
             # The rights of the socket itself are those that its file is made with.
             os.fchmod(sock.fileno(), mode & 0o700)
             # By way of /proc a path of any length will do, and it is the same directory all the time.
-            with suppress(FileNotFoundError):
-                os.unlink(temporary, dir_fd=folder)
             sock.bind(f"/proc/self/fd/{folder}/{temporary}")
             try:
                 os.chmod(temporary, mode, dir_fd=folder)
