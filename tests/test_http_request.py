@@ -180,6 +180,45 @@ async def test_a_body_that_is_not_streamed_is_bounded() -> None:
                 assert streamed(peer) == body
 
 
+@pytest.mark.case(325)
+async def test_bodies_that_are_not_streamed_are_bounded_together() -> None:
+    """All that a connection has under way count; what has been answered, or has failed, does not."""
+    held = trio.Event()
+
+    async def hold(received: Received, stream: trio.abc.Stream) -> None:
+        await stream.send_all(response(bytes(600), length=601 if received.target == "/held" else 600))
+        if received.target == "/held":
+            await held.wait()
+            await stream.send_all(b"!")
+
+    async with upstream(hold) as server:
+        with running(start_daemon("ours", "--max-http-body-bytes", "1000")) as daemon:
+            async with connect(daemon.url) as peer:
+                for _ in range(2):
+                    waiting = await send(peer, server.url("/held"))
+                    # Asked again until the first one is counted; what comes before it is answered.
+                    while (answer := await call(peer, server.url("/"))).error is None:
+                        assert body_of(answer.ok()) == bytes(600)
+                    assert "such bodies of this connection are together longer than 1000" in answer.message
+                    held.set()
+                    assert body_of((await peer.answer_to(waiting)).ok()) == bytes(600) + b"!"
+                    assert body_of((await call(peer, server.url("/"))).ok()) == bytes(600)
+                    held = trio.Event()
+
+
+@pytest.mark.case(308)
+async def test_a_large_body_comes_whole(daemon: Daemon) -> None:
+    """Of several megabytes, with its headers, three at a time."""
+    body = os.urandom(3 << 20)
+    answer = response(body, ("X-Text", 'a "quoted" text'))
+    async with upstream(answering(answer)) as server, connect(daemon.url) as peer:
+        asked = [await send(peer, server.url()) for _ in range(3)]
+        for request_id in asked:
+            result = (await peer.answer_to(request_id)).ok()
+            assert body_of(result) == body
+            assert {"name": "x-text", "value": 'a "quoted" text'} in result["headers"]
+
+
 @pytest.mark.case(328)
 async def test_streams_count_as_open_requests_until_they_end() -> None:
     """More of them are refused, and nothing else is; one that has ended makes room."""

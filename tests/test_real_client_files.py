@@ -35,7 +35,7 @@ def patch(*lines: str) -> Call:
     return execute(f"apply_patch <<'EOF'\n{text}\nEOF")
 
 
-@pytest.mark.case(340)
+@pytest.mark.case(360)
 @needs_client
 async def test_the_real_client_finds_instructions_and_changes_files(daemon: Daemon, tmp_path: Path) -> None:
     """It reads AGENTS.md of its folder, and its patches create, change and delete files; large ones, too."""
@@ -79,7 +79,7 @@ async def test_the_real_client_finds_instructions_and_changes_files(daemon: Daem
     assert large.read_text() == "\n".join(lines) + "\n"
 
 
-@pytest.mark.case(341)
+@pytest.mark.case(361)
 @needs_client
 async def test_the_real_client_calls_a_tool_over_the_http_of_the_server(
     daemon: Daemon, tmp_path: Path

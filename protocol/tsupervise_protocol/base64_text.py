@@ -9,12 +9,12 @@ import binascii
 import pybase64
 
 
-def encode_base64(data: bytes) -> bytes:
+def encode_base64(data: bytes | bytearray) -> bytes:
     """Encode bytes as base64 text without line breaks."""
     return pybase64.b64encode(data)
 
 
-def encode_base64_str(data: bytes) -> str:
+def encode_base64_str(data: bytes | bytearray) -> str:
     """Encode bytes as a base64 `str`."""
     return pybase64.b64encode_as_string(data)
 

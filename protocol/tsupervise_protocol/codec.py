@@ -257,6 +257,11 @@ def encode_result(request_id: int | str, result: Message) -> bytes:
     return _encoder.encode(_ResultEnvelope(request_id, result))
 
 
+def encode_message(message: Message) -> bytes:
+    """What stands in the `result` of a response, or in params, alone."""
+    return _encoder.encode(message)
+
+
 def result_envelope(request_id: int | str) -> tuple[bytes, bytes]:
     """What stands before and behind the JSON of a result in the response to a request."""
     return b'{"id":%b,"result":' % _encoder.encode(request_id), b"}"

@@ -85,6 +85,7 @@ class Connection:
         self._leaving = False
         self._is_operator = False
         self.body_streams: set[str] = set()
+        self.whole_body_bytes = 0
         self.violated = False
         """Whether the peer broke the protocol and was sent away for it."""
         # What the peer is told if nothing else ends the connection first.

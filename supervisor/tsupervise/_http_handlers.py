@@ -10,17 +10,21 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from tsupervise_protocol.base64_text import encode_base64_str
+from tsupervise_protocol.base64_text import encode_base64, encode_base64_str
+from tsupervise_protocol.codec import encode_message
 from tsupervise_protocol.errors import ErrorCode, RpcError
 from tsupervise_protocol.http_messages import HttpRequestParams, HttpResponse
 
 from ._http_body import BodyFeed
 from ._http_failure import HttpFailure
 from ._http_message import OutgoingRequest, headers_of, request_of
-from ._rows import Continued, Outcome, Peer, Row
+from ._rows import Continued, LargeResult, Outcome, Peer, Result, Row
 
 if TYPE_CHECKING:
     from ._http_client import IncomingResponse
+
+SMALL_BODY_BYTES = 256 << 10
+"""The answer with a larger body is made in a thread, and one at a time."""
 
 
 def _request(peer: Peer, params: HttpRequestParams) -> Outcome:
@@ -46,15 +50,35 @@ class _Call:
         timeout_ms = params.timeout_ms
         self._deadline = inf if timeout_ms is None else trio.current_time() + timeout_ms / 1000
 
-    async def answer_whole(self) -> HttpResponse:
-        async with AsyncExitStack() as stack:
-            response = await self._open(stack)
-            with self._failing_as("failed to read http/request response body"):
-                body = await self._read(response)
-        # One at a time: none of these is counted as a reply before it is one.
-        async with self._peer.outbox.large_reply:
-            await self._peer.outbox.wait_for_reply_room()
-            return _answer(response, body)
+    async def answer_whole(self) -> Result:
+        body = bytearray()
+        try:
+            async with AsyncExitStack() as stack:
+                response = await self._open(stack)
+                with self._failing_as("failed to read http/request response body"):
+                    await self._read(response, body)
+            if len(body) > SMALL_BODY_BYTES:
+                return LargeResult(partial(self._encode_large, response, body))
+            # One at a time: none of these is counted as a reply before it is one.
+            async with self._peer.outbox.large_reply:
+                await self._peer.outbox.wait_for_reply_room()
+                result = _answer(response, body)
+        except BaseException:
+            self._peer.whole_body_bytes -= len(body)
+            raise
+        self._peer.whole_body_bytes -= len(body)
+        return result
+
+    async def _encode_large(
+        self, response: IncomingResponse, body: bytearray, head: bytes, tail: bytes
+    ) -> bytes:
+        outbox = self._peer.outbox
+        try:
+            async with outbox.huge_reply:
+                await outbox.wait_for_huge_turn()
+                return await trio.to_thread.run_sync(_large_answer, response, body, head, tail)
+        finally:
+            self._peer.whole_body_bytes -= len(body)
 
     async def answer_and_stream(self) -> Continued:
         try:
@@ -73,15 +97,17 @@ class _Call:
             follow = self._params.redirect_policy == "follow"
             return await stack.enter_async_context(client.send(self._request, follow=follow))
 
-    async def _read(self, response: IncomingResponse) -> bytes:
+    async def _read(self, response: IncomingResponse, body: bytearray) -> None:
+        """Read the body to its end; what is in `body` is counted."""
         most = self._peer.supervisor.settings.max_http_body_bytes
-        body = bytearray()
         async with aclosing(response.chunks()) as chunks:
             async for chunk in chunks:
                 body += chunk
-                if len(body) > most:
-                    raise HttpFailure(f"it is longer than {most} bytes: ask for it with streamResponse: true")
-        return bytes(body)
+                self._peer.whole_body_bytes += len(chunk)
+                if self._peer.whole_body_bytes > most:
+                    longer = "it is" if len(body) > most else "such bodies of this connection are together"
+                    text = f"{longer} longer than {most} bytes: ask for it with streamResponse: true"
+                    raise HttpFailure(text)
 
     async def _stream(self, response: IncomingResponse, connection: AsyncExitStack) -> None:
         """Send the body, and the message that ends it."""
@@ -117,7 +143,14 @@ class _Call:
             raise RpcError(ErrorCode.INTERNAL_ERROR, text)
 
 
-def _answer(response: IncomingResponse, body: bytes) -> HttpResponse:
+def _large_answer(response: IncomingResponse, body: bytearray, head: bytes, tail: bytes) -> bytes:
+    """The whole response, in a thread, with one copy of what is large in it."""
+    around = encode_message(_answer(response, b""))
+    assert around.endswith(b'""}'), "the body is the last member"
+    return b"".join((head, around[:-2], encode_base64(body), b'"}', tail))
+
+
+def _answer(response: IncomingResponse, body: bytes | bytearray) -> HttpResponse:
     headers = headers_of(response.fields)
     return HttpResponse(status=response.status, headers=headers, body_base64=encode_base64_str(body))
 

@@ -29,6 +29,8 @@ class Peer(Protocol):
     watches: PathWatches
     body_streams: set[str]
     """The names of the HTTP bodies that are being streamed to it."""
+    whole_body_bytes: int
+    """Of the HTTP bodies that it has asked for as a whole, until their answers are made."""
 
     @property
     def session(self) -> Session:
