@@ -167,6 +167,11 @@ class Connection:
             quote = self._buffer.find(b'"', chunk, end)
             total += (quote - chunk) // 4 * 3 - self._buffer.count(b"=", quote - 2, quote)
 
+    def read_for_ever(self) -> None:
+        """Read and throw away."""
+        while True:
+            self.receive()
+
     def close(self) -> None:
         """Terminate what still runs, wait for its end within a limit, and drop the connection."""
         try:

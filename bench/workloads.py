@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+import traceback
+from base64 import b64encode
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from lean_client import Connection, WireError, output_of
 from servers import Server, process_is_gone
@@ -27,6 +32,7 @@ BURST = 100
 
 LIVE_PROCESSES = 300
 IDLE_CONNECTIONS = 200
+FILE_CALLS = 200
 FLOOD_S = 4.0
 PAUSE_S = 0.03
 GIVE_UP_S = 5.0
@@ -295,6 +301,82 @@ def slow_consumer(server: Server, quickack: bool) -> Samples:
         return samples
 
 
+def files(server: Server, quickack: bool) -> Samples:
+    """One-shots beside a flood that is read; then 200 calls about files are open all the time as well."""
+    with (
+        Connection(server.url, quickack=quickack) as flooded,
+        Connection(server.url, quickack=quickack) as other,
+    ):
+        flooded.start("cat", "/dev/zero")
+        with in_process_of_its_own(flooded.read_for_ever):
+            without = p50([run_one_shot(other)[1] for _ in paced(FLOOD_S)])
+            with (
+                TemporaryDirectory() as folder,
+                Connection(server.url, quickack=quickack) as busy,
+                in_process_of_its_own(lambda: keep_open(busy, file_calls(Path(folder)))),
+            ):
+                beside = p50([run_one_shot(other)[1] for _ in paced(FLOOD_S)])
+        return {"without": [without], "beside": [beside], "slowdown": [beside / without]}
+
+
+def file_calls(folder: Path) -> Iterator[tuple[str, dict[str, object]]]:
+    """Calls of all kinds about small files, for ever."""
+    (folder / "listed").mkdir()
+    for number in range(200):
+        (folder / "listed" / str(number)).touch()
+    (folder / "read").write_bytes(b"y" * 100_000)
+    written = b64encode(b"x" * 60_000).decode()
+    for number in count():
+        at = {
+            name: (folder / name).as_uri()
+            for name in (
+                "read",
+                "listed",
+                *(f"{kind}{number % 200}" for kind in ("written", "made", "copied")),
+            )
+        }
+        read, listed, new_file, new_folder, copied = at.values()
+        yield "fs/readFile", {"path": read}
+        yield "fs/getMetadata", {"path": read}
+        yield "fs/writeFile", {"path": new_file, "dataBase64": written}
+        yield "fs/readDirectory", {"path": listed}
+        yield "fs/canonicalize", {"path": read}
+        yield "fs/createDirectory", {"path": f"{new_folder}/a/b"}
+        yield "fs/copy", {"sourcePath": read, "destinationPath": copied, "recursive": False}
+        # Not the new one, which may not be there yet: nothing orders open calls.
+        yield "fs/remove", {"path": (folder / f"made{(number - 100) % 200}").as_uri()}
+
+
+def keep_open(connection: Connection, calls: Iterator[tuple[str, dict[str, object]]]) -> None:
+    """Send a call for each answer that comes, so that FILE_CALLS are open all the time."""
+    for call in islice(calls, FILE_CALLS):
+        connection.send(connection.prepare(*call))
+    for call in calls:
+        connection.receive()
+        connection.send(connection.prepare(*call))
+
+
+@contextmanager
+def in_process_of_its_own(work: Callable[[], None]) -> Generator[None]:
+    """Run `work` in a child for the time of the block: it takes no time of ours."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    try:
+        yield
+        if os.waitpid(child, os.WNOHANG)[0]:
+            raise WireError("the load beside the measurement has ended early")
+    finally:
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
 def paced(seconds: float) -> Iterator[None]:
     """Tick for some seconds, so slowly that the ended processes a server retains do not weigh in."""
     deadline = time.monotonic() + seconds
@@ -382,6 +464,16 @@ WORKLOADS = (
             Figure("other connection's one-shot p50, flood", "busy", "ms"),
             Figure("flood / idle", "slowdown", "x", bar=1.5, absolute=True),
             Figure("terminate on the stalled connection", "gone", "ms"),
+        ),
+        on_request=True,
+    ),
+    Workload(
+        "files",
+        files,
+        (
+            Figure("one-shot p50 beside a flood", "without", "ms"),
+            Figure("and beside 200 open calls about files", "beside", "ms"),
+            Figure("slowdown by these calls", "slowdown", "x", bar=2, absolute=True),
         ),
         on_request=True,
     ),
