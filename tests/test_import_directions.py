@@ -31,7 +31,7 @@ ROOMS = {
         _remote_process _observed_process _process_table _http_bodies _missing_watch _link _lifeline _run_command
         _remote_file _remote_files _http_call client""",
     "embedded": "embedded",
-    "sync": "_loop_thread sync",
+    "sync": "_loop_thread _sync_files sync",
     "command line": """_keeper _log_output _detach_keys _table _terminal _relay _at_daemon _exec_command
         _brief_commands _recent_output _logs_command _attach_command _file_commands _progress _copy_command
         _completion cli __main__""",
