@@ -44,8 +44,8 @@ from .errors import BadAnswer, FileError, ServerRefused, file_error
 if TYPE_CHECKING:
     from .client import Client
 
-WHOLE_BYTES = 16 << 20
-"""A file above this is read and written in blocks: one message must not take all of the connection."""
+WHOLE_BYTES = 8 << 20
+"""A file above this is read and written in blocks. In base64 it fits the 16 MiB that servers take in a frame."""
 
 MAX_READ_BYTES = 512 << 20
 """What `read_file` keeps in memory at most, unless it is told otherwise."""
@@ -119,7 +119,7 @@ class RemoteFiles:
         Args:
             path: of the file.
             max_bytes: a larger one is not read: FileError with EFBIG.
-            follow_symlinks: if not, no part of the path may be a symbolic link, and a file above 16 MiB is not
+            follow_symlinks: if not, no part of the path may be a symbolic link, and a file above 8 MiB is not
                 read: in blocks, links are followed.
         """
         found = await self.stat(path, follow_symlinks=follow_symlinks)
@@ -148,7 +148,7 @@ class RemoteFiles:
 
         Args:
             path: of the file.
-            data: above 16 MiB it is written in blocks.
+            data: above 8 MiB it is written in blocks.
             follow_symlinks: as for `read_file`.
         """
         view = memoryview(data).cast("B")
