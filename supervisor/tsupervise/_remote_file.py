@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 from collections import deque
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Self, cast
@@ -321,7 +321,7 @@ class RemoteFile:
         for block in self._blocks:
             if block.pending is not None:
                 self._link.free(block.pending)
-        self._client.in_background(_close, self._link, self._handle_id)
+        self._close(self._link, self._handle_id)
         self._link = None
 
     async def open(self) -> None:
@@ -370,9 +370,15 @@ class RemoteFile:
         except BaseException as error:
             # Whoever is cancelled does not know whether it was opened.
             if not isinstance(error, ServerRefused):
-                self._client.in_background(_close, link, handle_id)
+                self._close(link, handle_id)
             raise
         self._link, self._handle_id, self._was_open = link, handle_id, True
+
+    def _close(self, link: Link, handle_id: str) -> None:
+        """Have the server forget a handle, without waiting for it. With the connection it is forgotten anyway."""
+        if link.disconnect is None:
+            pending = link.begin("fs/close", CloseFileParams(handle_id=handle_id))
+            self._client.in_background(_forget, link, pending)
 
     async def _look(self, link: Link) -> GetMetadataResult:
         found = await self._client.call_on(link, "fs/getMetadata", GetMetadataParams(path=self._uri))
@@ -393,9 +399,9 @@ class RemoteFile:
                 raise FileChanged(self.path, f"its {name} was {old} and is {new}")
 
 
-async def _close(link: Link, handle_id: str) -> None:
-    with suppress(Disconnected, ServerRefused):
-        await link.call("fs/close", CloseFileParams(handle_id=handle_id))
+async def _forget(link: Link, pending: Pending) -> None:
+    await pending.done.wait()
+    link.free(pending)
 
 
 @asynccontextmanager
