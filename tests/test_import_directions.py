@@ -24,7 +24,7 @@ ROOMS = {
     "core": """_process_tag _cgroup _limit_groups _posix_spawn _spawn_gate _limits _usage _containment _spill_index
         _event_log _lifecycle _stdin_queue _retained_total _settings _fd _fork_spawn _child_environment
         _environment_info _outbox _metrics _audit_log _spawn _hole_punch _spill_file _spill _process _journal
-        _disk _session _supervisor _rows _handlers _connection""",
+        _disk _session _supervisor _rows _birth_time _files _file_trees _file_handlers _handlers _connection""",
     "doors": """_listen_address _discovery _peer_user _ws_auth _http_door _doorkeeper _websocket _socket_stream
         _tls_stream _unix_listener _websocket_channel _stdio_channel _listener _service_manager _shutdown server""",
     "client": """_event_order _recovery _way_in _websocket_client _calls _process_streams _process_handle
@@ -76,10 +76,16 @@ ONLY_IN = {
             "tsupervise._hole_punch",
             "tsupervise._containment",
             "tsupervise._usage",
+            "tsupervise._birth_time",
         )
     },
     "subprocess": {"tsupervise._fork_spawn"},
-    "threading": {"tsupervise._loop_thread", "tsupervise._spill_file", "tsupervise._spawn_gate"},
+    "threading": {
+        "tsupervise._loop_thread",
+        "tsupervise._spill_file",
+        "tsupervise._spawn_gate",
+        "tsupervise._disk",
+    },
     "asyncio": set[str](),
     "opentelemetry": {"tsupervise._tracing"},
 }
@@ -87,7 +93,7 @@ ONLY_IN = {
 
 WITHOUT_TRIO = {
     *("__init__", "__main__", "_version", "cli", "completed", "errors", "events", "_settings", "_log_output"),
-    *("_spill_index", "_spill_file", "_hole_punch"),
+    *("_spill_index", "_spill_file", "_hole_punch", "_birth_time", "_files", "_file_trees"),
     *("_event_log", "_lifecycle", "_metrics", "_stdin_queue", "_retained_total", "_event_order", "_recovery"),
     *("_child_environment", "_environment_info", "_inherited", "_posix_spawn", "_keeper"),
     *("_cgroup", "_process_tag", "_limit_groups", "_limits", "_usage", "_spawn_gate"),

@@ -257,6 +257,11 @@ def encode_result(request_id: int | str, result: Message) -> bytes:
     return _encoder.encode(_ResultEnvelope(request_id, result))
 
 
+def result_envelope(request_id: int | str) -> tuple[bytes, bytes]:
+    """What stands before and behind the JSON of a result in the response to a request."""
+    return b'{"id":%b,"result":' % _encoder.encode(request_id), b"}"
+
+
 def encode_error(request_id: int | str, code: int, message: str) -> bytes:
     """The error answer to a request."""
     return _encoder.encode(_ErrorEnvelope(request_id, ErrorBody(int(code), message)))

@@ -22,6 +22,7 @@ from tsupervise_protocol.codec import (
     encode_error,
     encode_malformed,
     encode_result,
+    result_envelope,
 )
 from tsupervise_protocol.errors import ErrorCode, MalformedMessage, ProtocolViolation, RpcError
 from tsupervise_protocol.handshake import Handshake
@@ -32,7 +33,7 @@ from ._channel import CloseCode, ServerChannel
 from ._handlers import ROWS
 from ._journal import tell
 from ._outbox import JOIN_BYTES, Outbox
-from ._rows import Row
+from ._rows import LargeResult, Result, Row
 from ._session import Session
 from ._supervisor import Supervisor
 
@@ -170,7 +171,9 @@ class Connection:
                 await self.outbox.wait()
                 messages = self.outbox.take()
                 await self._channel.send(messages)
-                if len(messages) == 1 and len(messages[0]) > JOIN_BYTES:
+                is_large = len(messages) == 1 and len(messages[0]) > JOIN_BYTES
+                del messages  # it may be hundreds of megabytes, and the next wait may be long
+                if is_large:
                     # A channel may take all without a checkpoint; in a flood the others want their turn.
                     await trio.lowlevel.checkpoint()
         except trio.BrokenResourceError:
@@ -292,7 +295,7 @@ class Connection:
         assert self._requests is not None, "requests come while the connection runs"
         self._requests.start_soon(task, *arguments)
 
-    def _begin(self, request: Request, row: Row) -> Awaitable[Message] | None:
+    def _begin(self, request: Request, row: Row) -> Awaitable[Result] | None:
         """Run a handler; reply if it has answered, else return what is to be awaited."""
         try:
             outcome = row.handler(self, request.params)
@@ -303,27 +306,31 @@ class Connection:
         else:
             if not isinstance(outcome, Message):
                 return outcome
-            self._succeed(request, outcome)
+            self._succeed(request, encode_result(request.id, outcome))
         return None
 
-    async def _finish(self, request: Request, outcome: Awaitable[Message]) -> bool:
+    async def _finish(self, request: Request, outcome: Awaitable[Result]) -> bool:
         """Await an answer and reply; returns whether it was a good one."""
         try:
             result = await outcome
+            if isinstance(result, LargeResult):
+                answer = await result.encode(*result_envelope(request.id))
+            else:
+                answer = encode_result(request.id, result)
         except RpcError as error:
             self._fail(request, error)
         except Exception:
             self._fail_inside(request)
         else:
-            self._succeed(request, result)
+            self._succeed(request, answer)
             return True
         return False
 
-    async def _finish_one(self, request: Request, outcome: Awaitable[Message]) -> None:
+    async def _finish_one(self, request: Request, outcome: Awaitable[Result]) -> None:
         await self._finish(request, outcome)
         self._close_request(request)
 
-    async def _run_lane(self, name: Hashable, request: Request, outcome: Awaitable[Message]) -> None:
+    async def _run_lane(self, name: Hashable, request: Request, outcome: Awaitable[Result]) -> None:
         """Finish the request that holds the lane, then those that came behind it, in order."""
         lane = self._lanes[name]
         await self._finish_one(request, outcome)
@@ -336,7 +343,7 @@ class Connection:
                 await self._finish_one(request, following)
         del self._lanes[name]
 
-    def _begin_in_turn(self, request: Request, row: Row) -> Awaitable[Message] | None:
+    def _begin_in_turn(self, request: Request, row: Row) -> Awaitable[Result] | None:
         """Begin a request that has waited in a lane; return what is to be awaited if it holds the lane now."""
         outcome = self._begin(request, row)
         if outcome is None:
@@ -354,8 +361,8 @@ class Connection:
             held = self._begin_in_turn(*waiting)
             assert held is None, "what overtakes does not hold a lane"
 
-    def _succeed(self, request: Request, result: Message) -> None:
-        self.outbox.reply(encode_result(request.id, result))
+    def _succeed(self, request: Request, answer: bytes) -> None:
+        self.outbox.reply(answer)
         self._answered(request, None)
 
     def _fail(self, request: Request, error: RpcError) -> None:

@@ -45,6 +45,7 @@ from tsupervise_protocol.path_uri import PathUriError, parse_file_uri
 
 from ._child_environment import child_environment
 from ._disk import refuse_sandbox
+from ._file_handlers import FILE_ROWS
 from ._lifecycle import State
 from ._process import Process
 from ._rows import Outcome, Peer, Row
@@ -368,4 +369,4 @@ ROWS: dict[str, Row] = {
     "operator/signal": Row(_operator_signal),
     "operator/terminate": Row(_operator_terminate),
     "operator/resize": Row(_operator_resize),
-}
+} | FILE_ROWS

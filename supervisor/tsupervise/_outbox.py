@@ -144,6 +144,9 @@ class Outbox:
         self._reply_bytes = 0
         self.large_reply = trio.Lock()
         """Held by who makes a large reply over several awaits."""
+        self.huge_reply = trio.Lock()
+        """Held by who makes a reply that may be of any size: together with `wait_for_huge_turn`."""
+        self._huge_under_way = False
         self.sent_bytes = 0
         """Of all messages that have been taken so far."""
         self.event_bytes = 0
@@ -201,8 +204,16 @@ class Outbox:
         while not self.has_reply_room:
             await self._reply_room.park()
 
+    async def wait_for_huge_turn(self) -> None:
+        """Wait until no large reply waits to be sent, and the last one of any size has been sent."""
+        while self._huge_under_way or not self.has_reply_room:
+            await self._reply_room.park()
+
     async def wait(self) -> None:
-        """Wait until there may be something to send. For one task."""
+        """Wait until there may be something to send. For one task, which has sent what it took."""
+        if self._huge_under_way:
+            self._huge_under_way = False
+            self._reply_room.unpark_all()
         while not (self._nudged or self._replies or self._ready):
             self._emptied.unpark_all()
             await self._waiting.park()
@@ -225,6 +236,7 @@ class Outbox:
             self._reply_bytes -= len(message)
             size += len(message)
             batch.append(message)
+        self._huge_under_way |= size > MAX_REPLY_BYTES
         if batch and self.has_reply_room:
             self._reply_room.unpark_all()
         while self._ready and not self._replies:

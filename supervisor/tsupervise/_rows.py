@@ -1,7 +1,8 @@
 """What a method is made of: its handler, how its requests are ordered, and what it may use of its connection.
 
 A handler answers at once, or returns a coroutine when it has to wait; it fails with RpcError. It takes what it
-needs from its `Peer` and never sees a connection.
+needs from its `Peer` and never sees a connection. A result that is large comes as JSON already, so that the loop
+never has to go through it.
 """
 
 from __future__ import annotations
@@ -45,7 +46,20 @@ class Peer(Protocol):
         ...
 
 
-Outcome = Message | Awaitable[Message]
+@dataclass(frozen=True, slots=True)
+class LargeResult:
+    """A result that is made to be sent, in a thread.
+
+    Args:
+        encode: makes the whole response, given the beginning and the end of its envelope.
+    """
+
+    encode: Callable[[bytes, bytes], Awaitable[bytes]]
+
+
+Result = Message | LargeResult
+
+Outcome = Message | Awaitable[Result]
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,9 +81,8 @@ class StdioChannel:
         messages, self._kept = [*self._kept, *messages], ()
         if not messages:
             return
-        data = b"".join(message + b"\n" for message in messages)
         try:
-            await trio.to_thread.run_sync(self._write, data, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(self._write, messages, abandon_on_cancel=True)
         except OSError as error:
             raise trio.BrokenResourceError(f"standard output: {error.strerror}") from error
 
@@ -92,7 +91,14 @@ class StdioChannel:
         self._kept = messages
         return not messages
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, messages: Sequence[bytes]) -> None:
+        if len(messages) > 1:
+            messages = [b"\n".join(messages)]
+        # Without a copy of a single one, which may be very large.
+        for part in (*messages, b"\n"):
+            self._write_all(part)
+
+    def _write_all(self, data: bytes) -> None:
         rest = memoryview(data)
         while rest:
             try:

@@ -70,7 +70,7 @@ class Supervisor:
         self.metrics = journal.metrics
         self.tracer: RequestTracer | None = None
         """Makes a span of each request, where that is wanted."""
-        self.disk = Disk()
+        self.disk = Disk(nursery)
         self.draining = False
         """Whether it takes no new sessions and starts no processes any more."""
         self.inherited = own_environment()

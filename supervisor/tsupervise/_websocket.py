@@ -141,15 +141,18 @@ class WebSocket:
         """One unfragmented text frame for each message, which must be UTF-8, ready for a single send."""
         parts: list[bytes] = []
         for message in messages:
-            size = len(message)
-            if size < 126:
-                parts.append(_SHORT_HEADERS[size])
-            elif size < 1 << 16:
-                parts.append(_pack_medium_header(_TEXT, 126, size))
-            else:
-                parts.append(_pack_long_header(_TEXT, 127, size))
+            parts.append(WebSocket.frame_header(len(message)))
             parts.append(message)
         return b"".join(parts)
+
+    @staticmethod
+    def frame_header(size: int) -> bytes:
+        """What stands before a message of so many bytes."""
+        if size < 126:
+            return _SHORT_HEADERS[size]
+        if size < 1 << 16:
+            return _pack_medium_header(_TEXT, 126, size)
+        return _pack_long_header(_TEXT, 127, size)
 
     def ping(self, payload: bytes = b"") -> None:
         """Queue a ping.

@@ -12,6 +12,10 @@ from ._websocket import WebSocket
 RECEIVE_BYTES = 64 << 10
 """The most that one receive takes from the socket."""
 
+SEND_BYTES = 256 << 10
+"""A larger message is handed to the stream in pieces of this size: each may be encrypted, and be sent, at once, and
+the loop has others to serve in between."""
+
 PING_INTERVAL_S = 30.0
 """Seconds between pings, the first one this long after the connection; as the reference server."""
 
@@ -58,6 +62,7 @@ class WebSocketChannel:
         self._heard = trio.lowlevel.ParkingLot()
         self._peer_has_ended = False
         self._sending = False
+        self._pieces_sent = 0
         self._closed = False
         self._wake: Callable[[], None] = _nobody
 
@@ -90,6 +95,9 @@ class WebSocketChannel:
             return b""
 
     async def send(self, messages: Sequence[bytes]) -> None:
+        if len(messages) == 1 and len(messages[0]) > SEND_BYTES:
+            await self._send_large(messages[0])
+            return
         data = self._bytes_of(messages)
         if self._unsent:
             data, self._unsent = self._unsent + data, b""
@@ -97,6 +105,20 @@ class WebSocketChannel:
             self._sending = True
             await self._stream.send_all(data)
             self._sending = False
+
+    async def _send_large(self, message: bytes) -> None:
+        """Send a message without a copy of it."""
+        head = self._unsent + self._websocket.take_control() + self._websocket.frame_header(len(message))
+        self._unsent = b""
+        self._sending = True
+        await self._stream.send_all(head)
+        rest = memoryview(message)
+        while rest:
+            await self._stream.send_all(rest[:SEND_BYTES])
+            self._pieces_sent += 1
+            rest = rest[SEND_BYTES:]
+            await trio.lowlevel.checkpoint()
+        self._sending = False
 
     def send_nowait(self, messages: Sequence[bytes]) -> bool:
         data = self._bytes_of(messages)
@@ -117,12 +139,14 @@ class WebSocketChannel:
             ping_at = max(ping_at + PING_INTERVAL_S, trio.current_time())
             await trio.sleep_until(ping_at)
             pongs = self._websocket.pongs_received
-            unread = self._unread()
+            unread, pieces = self._unread(), self._pieces_sent
             self._ping()
             with trio.move_on_after(PONG_TIMEOUT_S):
                 while self._websocket.pongs_received == pongs:
                     await self._heard.park()
-            if self._websocket.pongs_received == pongs and self._unread() <= unread:
+            # A ping waits behind a large message; that the peer goes on taking it is a sign of life as well.
+            taken = self._pieces_sent > pieces
+            if self._websocket.pongs_received == pongs and self._unread() <= unread and not taken:
                 return
 
     async def is_alive(self, within_s: float) -> bool:
