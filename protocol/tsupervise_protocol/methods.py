@@ -118,14 +118,6 @@ METHODS: dict[str, Method] = {
     "operator/terminate": Method(OperatorTerminateParams, TerminateResult, "operator"),
     "operator/resize": Method(OperatorResizeParams, EmptyResult, "operator"),
     "operator/closeStdin": Method(OperatorCloseStdinParams, WriteResult, "operator"),
-    "fs/readFile": Method(ReadFileParams, ReadFileResult, "filesystem"),
-    "fs/writeFile": Method(WriteFileParams, EmptyResult, "filesystem"),
-    "fs/createDirectory": Method(CreateDirectoryParams, EmptyResult, "filesystem"),
-    "fs/getMetadata": Method(GetMetadataParams, GetMetadataResult, "filesystem"),
-    "fs/canonicalize": Method(CanonicalizeParams, CanonicalizeResult, "filesystem"),
-    "fs/readDirectory": Method(ReadDirectoryParams, ReadDirectoryResult, "filesystem"),
-    "fs/remove": Method(RemoveParams, EmptyResult, "filesystem"),
-    "fs/copy": Method(CopyParams, EmptyResult, "filesystem"),
 }
 
 NOTIFICATIONS: dict[str, type[Message]] = {
