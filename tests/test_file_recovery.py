@@ -347,13 +347,16 @@ async def test_a_file_does_not_outlive_its_connection() -> None:
         await accept_open(script)
         await accept_open(script, "replace")
 
-    async with scripted_server(play) as url, connect(url, recovery_s=0) as client:
-        async with client.open_file("/file") as reader:
-            with pytest.raises(ConnectionLost):
-                async with client.open_file("/file", "replace") as writer:
-                    await writer.write(b"x")
-            with pytest.raises(ConnectionLost):
-                await reader.read_some()
+    async with (
+        scripted_server(play) as url,
+        connect(url, recovery_s=0) as client,
+        client.open_file("/file") as reader,
+    ):
+        with pytest.raises(ConnectionLost):
+            async with client.open_file("/file", "replace") as writer:
+                await writer.write(b"x")
+        with pytest.raises(ConnectionLost):
+            await reader.read_some()
 
 
 @pytest.mark.case(349)

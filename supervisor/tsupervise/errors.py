@@ -215,7 +215,8 @@ class FileError(ServerRefused, OSError):
         self.filename = path
 
     def __str__(self) -> str:
-        return f"{self.filename!r}: {self.message}"
+        # Some servers name the path in their text.
+        return f"{self.filename!r}: {self.message.removesuffix(f': {self.filename}')}"
 
 
 class RemoteFileNotFound(FileError, FileNotFoundError):
