@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from tsupervise import _environment_info
 from tsupervise._environment_info import CAPABILITIES, environment_info, find_shell
-from tsupervise_protocol.messages import EnvironmentInfo, ShellInfo
+from tsupervise_protocol.messages import UNSET, EnvironmentInfo, ShellInfo
 from tsupervise_protocol.path_uri import file_uri
 
 
@@ -41,7 +42,14 @@ def info(**environ: str) -> EnvironmentInfo:
 
 @pytest.mark.parametrize(
     ("file", "name"),
-    [("zsh", "zsh"), ("bash", "bash"), ("sh", "sh"), ("pwsh", "powershell"), ("bash.old", "bash")],
+    [
+        ("zsh", "zsh"),
+        ("bash", "bash"),
+        ("sh", "sh"),
+        ("pwsh", "powershell"),
+        ("cmd.exe", "cmd"),
+        ("bash.old", "bash"),
+    ],
 )
 def test_a_login_shell_that_clients_know_is_taken(
     program: Callable[[str], str], file: str, name: str
@@ -181,16 +189,20 @@ def test_temporary_directories_come_from_tmpdir(monkeypatch: pytest.MonkeyPatch,
         assert (result.temporary_directories, result.temp_dir) == ([], "file:///tmp")
 
 
-def test_no_capability_is_claimed_but_the_ones_passed_in() -> None:
-    """Every name that clients ask about is there and false; own names are true."""
+def test_no_capability_is_claimed_but_those_that_are_kept_and_the_ones_passed_in() -> None:
+    """Every name that clients ask about is there; the rest of them is false."""
     capabilities = info().capabilities
-    assert capabilities == {**dict.fromkeys(CAPABILITIES, False), "tsuperviseX": True}
+    assert capabilities.keys() == {*CAPABILITIES, "tsuperviseX"}
+    assert {name for name, holds in capabilities.items() if holds} == {"environmentConfigRead", "tsuperviseX"}
     assert len(CAPABILITIES) == 15
 
 
 def test_the_rest_is_plain() -> None:
-    """The version is the caller's, the platform is named, and there is no folder to put on PATH."""
+    """The version is the caller's and has its own provider id, the platform is named, PATH is left alone."""
     result = info()
     assert result.executor_version == "1.2.3"
     assert result.platform_os in ("linux", "macos")
-    assert result.prepend_path_dirs == []
+    assert result.prepend_path_dirs is UNSET
+    assert re.fullmatch("sha256:[0-9a-f]{64}", result.provider_id or "")
+    assert result.provider_id == info(HOME="/other").provider_id
+    assert result.provider_id != environment_info("1.2.4", []).provider_id

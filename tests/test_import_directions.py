@@ -16,15 +16,16 @@ PACKAGES = {
 }
 
 ROOMS = {
-    "protocol": """errors base64_text path_uri messages file_messages http_messages methods json_limits handshake
-        codec __init__""",
+    "protocol": """errors base64_text path_uri messages file_messages http_messages environment_messages methods
+        json_limits handshake codec __init__""",
     # For everything above.
     "shared": "_version completed errors events _background _channel _inherited _tracing",
     # Each may import what stands before it.
     "core": """_process_tag _cgroup _limit_groups _posix_spawn _spawn_gate _limits _usage _containment _spill_index
         _event_log _lifecycle _stdin_queue _retained_total _settings _fd _fork_spawn _child_environment
         _environment_info _outbox _metrics _audit_log _spawn _hole_punch _spill_file _spill _process _journal
-        _disk _session _supervisor _rows _birth_time _files _file_trees _file_handlers _handlers _connection""",
+        _disk _walk _session _supervisor _rows _birth_time _files _file_trees _file_handlers
+        _environment_config _capability_roots _environment_handlers _handlers _connection""",
     "doors": """_listen_address _discovery _peer_user _ws_auth _http_door _doorkeeper _websocket _socket_stream
         _tls_stream _unix_listener _websocket_channel _stdio_channel _listener _service_manager _shutdown server""",
     "client": """_event_order _recovery _way_in _websocket_client _calls _process_streams _process_handle
@@ -69,6 +70,7 @@ ONLY_IN = {
     "websockets": {"tsupervise._websocket"},
     "click": {"tsupervise.cli"},
     "rich": {"tsupervise._table", "tsupervise._progress"},
+    "tomli_w": {"tsupervise._environment_config"},
     "ctypes": {
         *(
             "tsupervise._posix_spawn",
@@ -96,6 +98,7 @@ WITHOUT_TRIO = {
     *("_spill_index", "_spill_file", "_hole_punch", "_birth_time", "_files", "_file_trees"),
     *("_event_log", "_lifecycle", "_metrics", "_stdin_queue", "_retained_total", "_event_order", "_recovery"),
     *("_child_environment", "_environment_info", "_inherited", "_posix_spawn", "_keeper"),
+    *("_walk", "_environment_config", "_capability_roots"),
     *("_cgroup", "_process_tag", "_limit_groups", "_limits", "_usage", "_spawn_gate"),
     *(
         "_http_door",

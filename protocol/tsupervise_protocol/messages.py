@@ -45,8 +45,10 @@ class EnvironmentInfo(Message, frozen=True):
     """file URI"""
     platform_os: str | None = None
     executor_version: str | None = None
-    prepend_path_dirs: list[str] = msgspec.field(default_factory=list[str])
-    """file URIs"""
+    provider_id: str | None = None
+    """What a client may remember things of a server under: the same for all servers of which they hold."""
+    prepend_path_dirs: list[str] | UnsetType = UNSET
+    """file URIs of what a client is to put in front of PATH"""
     temporary_directories: list[str] = msgspec.field(default_factory=list[str])
     """file URIs"""
     temp_dir: str | None = None

@@ -2,6 +2,12 @@
 
 from typing import NamedTuple
 
+from .environment_messages import (
+    DiscoverParams,
+    DiscoverResult,
+    EnvironmentConfigReadParams,
+    EnvironmentConfigReadResult,
+)
 from .file_messages import (
     CanonicalizeParams,
     CanonicalizeResult,
@@ -84,6 +90,10 @@ METHODS: dict[str, Method] = {
     "initialize": Method(InitializeParams, InitializeResult, "exec"),
     "environment/info": Method(NoParams, EnvironmentInfo, "environment info"),
     "environment/status": Method(NoParams, EnvironmentStatusResult, "environment status"),
+    "environmentConfig/read": Method(
+        EnvironmentConfigReadParams, EnvironmentConfigReadResult, "environment config"
+    ),
+    "capabilityRoots/discoverV1": Method(DiscoverParams, DiscoverResult, "capability discovery"),
     "process/start": Method(StartParams, StartResult, "exec"),
     "process/read": Method(ReadParams, ReadResult, "exec"),
     "process/write": Method(WriteParams, WriteResult, "exec", scalar_members=6),
@@ -92,18 +102,10 @@ METHODS: dict[str, Method] = {
     "process/resize": Method(ResizeParams, EmptyResult, "exec", scalar_members=6),
     "process/closeStdin": Method(CloseStdinParams, WriteResult, "exec", scalar_members=4),
     "process/list": Method(NoParams, ListResult, "exec"),
-    "fs/readFile": Method(ReadFileParams, ReadFileResult, "filesystem"),
-    "fs/writeFile": Method(WriteFileParams, EmptyResult, "filesystem"),
-    "fs/createDirectory": Method(CreateDirectoryParams, EmptyResult, "filesystem"),
-    "fs/getMetadata": Method(GetMetadataParams, GetMetadataResult, "filesystem"),
-    "fs/canonicalize": Method(CanonicalizeParams, CanonicalizeResult, "filesystem"),
-    "fs/readDirectory": Method(ReadDirectoryParams, ReadDirectoryResult, "filesystem"),
-    "fs/remove": Method(RemoveParams, EmptyResult, "filesystem"),
-    "fs/copy": Method(CopyParams, EmptyResult, "filesystem"),
     "fs/open": Method(OpenParams, OpenResult, "filesystem"),
-    "fs/readBlock": Method(ReadBlockParams, ReadBlockResult, "filesystem"),
-    "fs/writeBlock": Method(WriteBlockParams, EmptyResult, "filesystem"),
-    "fs/close": Method(CloseFileParams, EmptyResult, "filesystem"),
+    "fs/readBlock": Method(ReadBlockParams, ReadBlockResult, "filesystem", scalar_members=6),
+    "fs/writeBlock": Method(WriteBlockParams, EmptyResult, "filesystem", scalar_members=6),
+    "fs/close": Method(CloseFileParams, EmptyResult, "filesystem", scalar_members=4),
     "fs/walk": Method(WalkParams, WalkResult, "filesystem"),
     "fs/watchMissing": Method(WatchMissingParams, WatchMissingResult, "filesystem"),
     "http/request": Method(HttpRequestParams, HttpResponse, "http"),
@@ -118,6 +120,14 @@ METHODS: dict[str, Method] = {
     "operator/terminate": Method(OperatorTerminateParams, TerminateResult, "operator"),
     "operator/resize": Method(OperatorResizeParams, EmptyResult, "operator"),
     "operator/closeStdin": Method(OperatorCloseStdinParams, WriteResult, "operator"),
+    "fs/readFile": Method(ReadFileParams, ReadFileResult, "filesystem"),
+    "fs/writeFile": Method(WriteFileParams, EmptyResult, "filesystem"),
+    "fs/createDirectory": Method(CreateDirectoryParams, EmptyResult, "filesystem"),
+    "fs/getMetadata": Method(GetMetadataParams, GetMetadataResult, "filesystem"),
+    "fs/canonicalize": Method(CanonicalizeParams, CanonicalizeResult, "filesystem"),
+    "fs/readDirectory": Method(ReadDirectoryParams, ReadDirectoryResult, "filesystem"),
+    "fs/remove": Method(RemoveParams, EmptyResult, "filesystem"),
+    "fs/copy": Method(CopyParams, EmptyResult, "filesystem"),
 }
 
 NOTIFICATIONS: dict[str, type[Message]] = {

@@ -22,7 +22,7 @@ import trio
 
 from tsupervise_protocol.errors import ErrorCode, RpcError
 from tsupervise_protocol.messages import SandboxRequest
-from tsupervise_protocol.path_uri import PathUriError, parse_file_uri
+from tsupervise_protocol.path_uri import ForeignPathError, PathUriError, parse_file_uri
 
 log = logging.getLogger(__name__)
 
@@ -232,19 +232,21 @@ def shown(path: bytes) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else f"...{text[-_SHOWN_CHARACTERS:]}"
 
 
-def native_path(member: str, uri: str) -> bytes:
+def native_path(member: str, uri: str, foreign: ErrorCode = ErrorCode.INVALID_REQUEST) -> bytes:
     """The path that a request names.
 
     Args:
         member: what holds the URI, for the error text.
+        foreign: how a URI that names no path of this system is answered.
 
     Raises:
-        RpcError: it is no URI of a file here.
+        RpcError: it does, or, with INVALID_PARAMS, it is no URI of a path at all.
     """
     try:
         return parse_file_uri(uri)
     except PathUriError as error:
-        raise RpcError(ErrorCode.INVALID_PARAMS, f"{member}: {error}") from None
+        code = foreign if isinstance(error, ForeignPathError) else ErrorCode.INVALID_PARAMS
+        raise RpcError(code, f"{member}: {error}") from None
 
 
 def refuse_sandbox(sandbox: SandboxRequest | None) -> None:

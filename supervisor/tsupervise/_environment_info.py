@@ -5,6 +5,7 @@ Read once, when the daemon starts: nothing in it changes while a daemon lives.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pwd
 import shutil
@@ -33,7 +34,17 @@ CAPABILITIES = (
 )
 """Every capability that clients of the protocol ask about. One is true only when all it promises is kept."""
 
-_SHELL_KINDS = {"bash": "bash", "zsh": "zsh", "sh": "sh", "pwsh": "powershell"}
+_KEPT = ("environmentConfigRead",)
+"""Those of them that hold here."""
+
+_SHELL_KINDS = {
+    "bash": "bash",
+    "zsh": "zsh",
+    "sh": "sh",
+    "pwsh": "powershell",
+    "powershell": "powershell",
+    "cmd": "cmd",
+}
 """File name of a shell → its name on the wire; clients know how to drive these and no others."""
 
 _USUAL_SHELLS = ("zsh", "bash") if sys.platform == "darwin" else ("bash", "zsh")
@@ -58,16 +69,18 @@ def environment_info(
     """
     account = _account()
     cwd = _working_directory()
-    temp_dir = _uri(os.path.join(cwd or "", environ["TMPDIR"])) if environ.get("TMPDIR") else None
+    temp_dir = uri_or_none(os.path.join(cwd or "", environ["TMPDIR"])) if environ.get("TMPDIR") else None
     return EnvironmentInfo(
         shell=find_shell(account.pw_shell if account else "", environ.get("PATH", "")),
-        cwd=_uri(cwd),
-        user_home_dir=_uri(environ.get("HOME") or (account.pw_dir if account else None)),
+        cwd=uri_or_none(cwd),
+        user_home_dir=uri_or_none(home_directory(environ)),
         platform_os=_PLATFORMS.get(sys.platform, sys.platform),
         executor_version=version,
+        # What clients remember of a server holds for all of the same version.
+        provider_id=f"sha256:{hashlib.sha256(f'tsupervise {version}'.encode()).hexdigest()}",
         temporary_directories=[temp_dir] if temp_dir else [],
         temp_dir=temp_dir or "file:///tmp",
-        capabilities=dict.fromkeys(CAPABILITIES, False) | dict.fromkeys(own_capabilities, True),
+        capabilities=dict.fromkeys(CAPABILITIES, False) | dict.fromkeys((*_KEPT, *own_capabilities), True),
     )
 
 
@@ -92,6 +105,12 @@ def find_shell(login_shell: str, search_path: str) -> ShellInfo:
     return ShellInfo(name="sh", path="/bin/sh")
 
 
+def home_directory(environ: Mapping[str, str]) -> str | None:
+    """HOME, or where the user database says; None if nobody says."""
+    account = _account()
+    return environ.get("HOME") or (account.pw_dir if account else None)
+
+
 def _account() -> pwd.struct_passwd | None:
     """The user's entry in the user database; a container may run under an id that has none."""
     try:
@@ -108,7 +127,7 @@ def _working_directory() -> str | None:
         return None
 
 
-def _uri(path: str | None) -> str | None:
+def uri_or_none(path: str | None) -> str | None:
     """The URI of a path; None for one that has none, such as a relative HOME."""
     try:
         return None if path is None else file_uri(os.fsencode(path))

@@ -41,10 +41,10 @@ from tsupervise_protocol.messages import (
     WriteParams,
     WriteResult,
 )
-from tsupervise_protocol.path_uri import PathUriError, parse_file_uri
 
 from ._child_environment import child_environment
-from ._disk import refuse_sandbox
+from ._disk import native_path, refuse_sandbox
+from ._environment_handlers import ENVIRONMENT_ROWS
 from ._file_handlers import FILE_ROWS
 from ._lifecycle import State
 from ._process import Process
@@ -90,10 +90,7 @@ def _spawn_request(params: StartParams, inherited: Mapping[str, str]) -> SpawnRe
     if not params.argv:
         raise RpcError(ErrorCode.INVALID_PARAMS, "argv must not be empty")
     _refuse_what_cannot_be_kept(params)
-    try:
-        cwd = parse_file_uri(params.cwd)
-    except PathUriError as error:
-        raise RpcError(ErrorCode.INVALID_PARAMS, f"cwd: {error}") from None
+    cwd = native_path("cwd", params.cwd, foreign=ErrorCode.INVALID_PARAMS)
     if params.size is not None and not params.tty:
         raise RpcError(ErrorCode.INVALID_PARAMS, "size is for a terminal: pass tty: true with it")
     size = (DEFAULT_ROWS, DEFAULT_COLS) if params.size is None else (params.size.rows, params.size.cols)
@@ -331,42 +328,46 @@ def _by_session(params: Any) -> Hashable:
 
 # Reads wait for a start, so that a client may send both at once; a write that waits for its process to take
 # its input must not keep it from being read. Everything without a lane acts at once, whatever waits.
-ROWS: dict[str, Row] = {
-    "initialize": Row(_initialize, inline=True),
-    "environment/info": Row(_environment_info),
-    "environment/status": Row(_environment_status),
-    "process/start": Row(_start, lane=_by_process),
-    "process/read": Row(
-        _read,
-        lane=_by_process,
-        overtakes=frozenset({"process/write", "process/closeStdin"}),
-        holds_lane=False,
-    ),
-    "process/write": Row(_write, lane=_by_process),
-    "process/closeStdin": Row(_close_stdin, lane=_by_process),
-    "process/signal": Row(_signal),
-    "process/terminate": Row(_terminate),
-    "process/resize": Row(_resize),
-    "process/list": Row(_list),
-    "session/keep": Row(_keep_session),
-    "session/end": Row(_end_session, lane=_by_session, holds_lane=False),
-    "operator/status": Row(_operator_status),
-    "operator/list": Row(_operator_list),
-    "operator/wait": Row(
-        _operator_wait,
-        lane=_by_uid,
-        overtakes=frozenset({"operator/write", "operator/closeStdin"}),
-        holds_lane=False,
-    ),
-    "operator/read": Row(
-        _operator_read,
-        lane=_by_uid,
-        overtakes=frozenset({"operator/write", "operator/closeStdin"}),
-        holds_lane=False,
-    ),
-    "operator/write": Row(_operator_write, lane=_by_uid),
-    "operator/closeStdin": Row(_operator_close_stdin, lane=_by_uid),
-    "operator/signal": Row(_operator_signal),
-    "operator/terminate": Row(_operator_terminate),
-    "operator/resize": Row(_operator_resize),
-} | FILE_ROWS
+ROWS: dict[str, Row] = (
+    {
+        "initialize": Row(_initialize, inline=True),
+        "environment/info": Row(_environment_info),
+        "environment/status": Row(_environment_status),
+        "process/start": Row(_start, lane=_by_process),
+        "process/read": Row(
+            _read,
+            lane=_by_process,
+            overtakes=frozenset({"process/write", "process/closeStdin"}),
+            holds_lane=False,
+        ),
+        "process/write": Row(_write, lane=_by_process),
+        "process/closeStdin": Row(_close_stdin, lane=_by_process),
+        "process/signal": Row(_signal),
+        "process/terminate": Row(_terminate),
+        "process/resize": Row(_resize),
+        "process/list": Row(_list),
+        "session/keep": Row(_keep_session),
+        "session/end": Row(_end_session, lane=_by_session, holds_lane=False),
+        "operator/status": Row(_operator_status),
+        "operator/list": Row(_operator_list),
+        "operator/wait": Row(
+            _operator_wait,
+            lane=_by_uid,
+            overtakes=frozenset({"operator/write", "operator/closeStdin"}),
+            holds_lane=False,
+        ),
+        "operator/read": Row(
+            _operator_read,
+            lane=_by_uid,
+            overtakes=frozenset({"operator/write", "operator/closeStdin"}),
+            holds_lane=False,
+        ),
+        "operator/write": Row(_operator_write, lane=_by_uid),
+        "operator/closeStdin": Row(_operator_close_stdin, lane=_by_uid),
+        "operator/signal": Row(_operator_signal),
+        "operator/terminate": Row(_operator_terminate),
+        "operator/resize": Row(_operator_resize),
+    }
+    | FILE_ROWS
+    | ENVIRONMENT_ROWS
+)
