@@ -164,6 +164,25 @@ async def test_a_watch_tells_when_a_path_comes_into_being(client: Client, tmp_pa
     assert not (await client.files.watch_missing([tmp_path])).is_watching
 
 
+# --- what an agent looks for -----------------------------------------------------------------------------
+
+
+@pytest.mark.case(342)
+async def test_configuration_and_plugins_are_found(client: Client, tmp_path: Path) -> None:
+    """Directories come back in their order, each with what is in it or what is wrong with it."""
+    skill = tmp_path / "root" / "skills" / "one"
+    skill.mkdir(parents=True)
+    (skill / "SKILL.md").write_text("how to do it")
+    found, missing = await client.files.discover_roots([tmp_path / "root", tmp_path / "missing"])
+    assert [skill.instructions.contents for skill in found.skills] == ["how to do it"]
+    assert (found.id, found.error, missing.id) == ("0", None, "1")
+    assert missing.error
+    config = await client.files.read_config(tmp_path, [["no_such_table", "key"]])
+    assert (config.config.layers, config.requirements.layers) == ([], [])
+    with pytest.raises(ValueError, match="at least one"):
+        await client.files.read_config(tmp_path, [])
+
+
 # --- open files ------------------------------------------------------------------------------------------
 
 

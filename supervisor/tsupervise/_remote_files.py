@@ -14,6 +14,14 @@ from itertools import count
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from tsupervise_protocol.base64_text import decode_base64, encode_base64_str
+from tsupervise_protocol.environment_messages import (
+    CapabilityRoot,
+    DiscoveredRoot,
+    DiscoverParams,
+    DiscoverResult,
+    EnvironmentConfigReadParams,
+    EnvironmentConfigReadResult,
+)
 from tsupervise_protocol.errors import ErrorCode
 from tsupervise_protocol.file_messages import (
     CanonicalizeParams,
@@ -319,6 +327,51 @@ class RemoteFiles:
             if not result.watching:
                 link.watches.fire(watch_id)
             return watch
+
+    # --- what an agent looks for ---------------------------------------------------------------------
+
+    async def read_config(
+        self,
+        cwd: Path,
+        config_paths: Sequence[Sequence[str]],
+        requirements_paths: Sequence[Sequence[str]] = (),
+    ) -> EnvironmentConfigReadResult:
+        """Read parts of the agent's configuration there, as TOML, file by file.
+
+        Args:
+            cwd: of whoever asks; it need not exist.
+            config_paths: the names of TOML keys, each inside the one before, for each part that is wanted.
+            requirements_paths: the same of what administrators require.
+
+        Raises:
+            NotSupported: the server has no `environmentConfig/read`.
+            ServerRefused: nothing is asked for, or a file is no TOML.
+        """
+        self._client.require("environmentConfigRead", "read its configuration")
+        params = EnvironmentConfigReadParams(
+            cwd=uri_of(cwd),
+            config_paths=[list(path) for path in config_paths],
+            requirements_paths=[list(path) for path in requirements_paths],
+        )
+        result = await self._client.call("environmentConfig/read", params)
+        assert isinstance(result, EnvironmentConfigReadResult), "the codec has seen to it"
+        return result
+
+    async def discover_roots(self, roots: Sequence[Path]) -> list[DiscoveredRoot]:
+        """Look for plugins and skills below directories; what is wrong with one is told in its place.
+
+        Args:
+            roots: 128 at most. They come back in this order, with `id` their place in it.
+
+        Raises:
+            ServerRefused: there are more.
+        """
+        params = DiscoverParams(
+            roots=[CapabilityRoot(id=str(place), path=uri_of(root)) for place, root in enumerate(roots)]
+        )
+        result = await self._client.call("capabilityRoots/discoverV1", params)
+        assert isinstance(result, DiscoverResult), "the codec has seen to it"
+        return result.roots
 
     async def _ask(self, method: str, params: Message, path: Path, kind: type[R]) -> R:
         try:

@@ -9,6 +9,7 @@ from typing import Self, final
 
 import trio
 
+from tsupervise_protocol.environment_messages import DiscoveredRoot, EnvironmentConfigReadResult
 from tsupervise_protocol.file_messages import GetMetadataResult
 
 from . import client as async_client
@@ -146,6 +147,23 @@ class RemoteFiles:
         """Watch for paths that do not exist to come into being."""
         watch = self._loop.call(lambda: self._files.watch_missing(missing, present=present), timeout)
         return MissingWatch(self._loop, watch)
+
+    def read_config(
+        self,
+        cwd: Path,
+        config_paths: Sequence[Sequence[str]],
+        requirements_paths: Sequence[Sequence[str]] = (),
+        *,
+        timeout: float | None = None,
+    ) -> EnvironmentConfigReadResult:
+        """Read parts of the agent's configuration there."""
+        return self._loop.call(
+            lambda: self._files.read_config(cwd, config_paths, requirements_paths), timeout
+        )
+
+    def discover_roots(self, roots: Sequence[Path], *, timeout: float | None = None) -> list[DiscoveredRoot]:
+        """Look for plugins and skills below directories."""
+        return self._loop.call(lambda: self._files.discover_roots(roots), timeout)
 
 
 @final

@@ -100,6 +100,7 @@ REPEATED = frozenset(
         *("operator/wait", "operator/list", "operator/status", "session/keep"),
         *("process/list", "environment/info", "environment/status"),
         *("fs/readFile", "fs/getMetadata", "fs/canonicalize", "fs/readDirectory", "fs/walk"),
+        *("environmentConfig/read", "capabilityRoots/discoverV1"),
     }
 )
 """What is asked again after a disconnect: a read changes nothing, a write carries an id by which the server
