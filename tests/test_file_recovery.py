@@ -278,6 +278,50 @@ async def test_few_blocks_are_on_their_way(autojump_clock: trio.testing.MockCloc
         assert max(unanswered.values()) == IN_FLIGHT
 
 
+@pytest.mark.case(349)
+async def test_writers_that_are_cancelled_leave_room_for_others(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """What they had sent counts until the server has answered it, and no longer; what was not sent is not."""
+    scripts: list[Script] = []
+    held: list[dict[str, Any]] = []
+    written: list[str] = []
+    answering = False
+
+    async def play(script: Script) -> None:
+        scripts.append(script)
+        await script.handshake(environmentInfo=WRITER)
+        while True:
+            request = await script.receive()
+            if request["method"] == "fs/writeBlock":
+                written.append(request["params"]["chunk"])
+                if not answering:
+                    held.append(request)
+                    continue
+            await script.answer(request, {"handleId": request["params"]["handleId"]})
+
+    async def write(client: Client, data: bytes) -> None:
+        async with client.open_file("/file", "replace") as file:
+            for _ in range(IN_FLIGHT):
+                await file.write(data)
+
+    async with scripted_client(play) as client:
+        with trio.move_on_after(10):
+            async with trio.open_nursery() as nursery:
+                for _ in range(MAX_UNANSWERED_WRITES):
+                    nursery.start_soon(write, client, b"a")
+        with trio.move_on_after(10) as too_early:
+            await write(client, b"b")
+        assert too_early.cancelled_caught
+        assert written == ["YQ=="] * MAX_UNANSWERED_WRITES
+        answering = True
+        for request in held:
+            await scripts[0].answer(request)
+        with trio.fail_after(10):
+            await write(client, b"c")
+        assert written[MAX_UNANSWERED_WRITES:] == ["Yw=="] * IN_FLIGHT
+
+
 @pytest.mark.case(348)
 async def test_what_was_not_acknowledged_is_written_again_at_its_place() -> None:
     """A file that was emptied once is opened without being emptied, and blocks keep their places."""

@@ -65,16 +65,18 @@ class _Block:
 
 
 class WritesInFlight:
-    """The blocks that one client has on their way, so that many files do not ask too much of a server at once."""
+    """The blocks that one client has on their way, so that many files do not ask too much of a server at once.
+
+    Each of them is done at some time: answered, taken back, or with its connection.
+    """
 
     def __init__(self) -> None:
-        self._pending: deque[Pending] = deque()
+        self._pending: list[Pending] = []
 
     async def wait_for_room(self) -> None:
         """Wait until one more may be sent. There is no await between that and the end of this."""
         while True:
-            while self._pending and self._pending[0].done.is_set():
-                self._pending.popleft()
+            self._pending = [pending for pending in self._pending if not pending.done.is_set()]
             if len(self._pending) < MAX_UNANSWERED_WRITES:
                 return
             await self._pending[0].done.wait()
@@ -319,8 +321,13 @@ class RemoteFile:
         if self._link is None or self._link.disconnect is not None:
             return
         for block in self._blocks:
-            if block.pending is not None:
-                self._link.free(block.pending)
+            if block.pending is None or block.pending.done.is_set():
+                continue
+            if self._link.take_back(block.pending):
+                block.pending.done.set()
+            else:
+                # It is on its way, and counts until it is answered.
+                self._client.in_background(_forget, self._link, block.pending)
         self._close(self._link, self._handle_id)
         self._link = None
 
