@@ -403,6 +403,28 @@ async def test_a_file_does_not_outlive_its_connection() -> None:
             await reader.read_some()
 
 
+@pytest.mark.case(343)
+async def test_a_read_that_is_cancelled_loses_nothing(autojump_clock: trio.testing.MockClock) -> None:
+    """Whoever reads next gets the block that the cancelled one was waiting for."""
+
+    async def play(script: Script) -> None:
+        await script.handshake()
+        await accept_open(script)
+        asked = [await script.expect("fs/readBlock") for _ in range(IN_FLIGHT)]
+        await trio.sleep(10)
+        for request, data in zip(asked, (b"first", b"second"), strict=False):
+            block = data.ljust(MAX_BLOCK_BYTES)
+            await script.answer(request, {"chunk": base64.b64encode(block).decode(), "eof": False})
+        await script.until_gone()
+
+    async with scripted_client(play) as client, client.open_file("/file") as file:
+        with trio.move_on_after(5) as scope:
+            await file.read_some()
+        assert scope.cancelled_caught
+        assert (await file.read_some()).rstrip() == b"first"
+        assert (await file.read_some()).rstrip() == b"second"
+
+
 @pytest.mark.case(349)
 async def test_an_open_that_is_cancelled_is_closed_there() -> None:
     """It may have been carried out, and handles are few."""

@@ -205,24 +205,6 @@ async def test_a_file_is_read_block_by_block(client: Client, tmp_path: Path, siz
 
 
 @pytest.mark.case(343)
-async def test_a_read_that_is_cancelled_loses_nothing(client: Client, tmp_path: Path) -> None:
-    """Whoever reads next gets the block that the cancelled one was waiting for."""
-    data = os.urandom(6 * MAX_BLOCK_BYTES + 5)
-    (tmp_path / "file").write_bytes(data)
-    read = b""
-    async with client.open_file(tmp_path / "file") as file:
-        while True:
-            with trio.CancelScope() as scope:
-                scope.cancel()
-                await file.read_some()
-            assert scope.cancelled_caught
-            if not (block := await file.read_some()):
-                break
-            read += block
-    assert read == data
-
-
-@pytest.mark.case(343)
 async def test_a_file_is_written_in_blocks_and_at_places(client: Client, tmp_path: Path) -> None:
     """What is asked for is there at the end of the block, with zeros where nothing was written."""
     path = tmp_path / "file"

@@ -451,7 +451,7 @@ def test_files_have_all_that_the_async_ones_have() -> None:
 
 
 def test_files_without_async(client: Client, tmp_path: Path) -> None:
-    """Whole ones and open ones; a block that is left by an error does not wait for what it has written."""
+    """Whole ones and open ones, directories, and a watch."""
     data = os.urandom(3 << 20)
     client.files.make_directory(tmp_path / "folder")
     with client.open_file(tmp_path / "folder" / "file", "replace") as file:
@@ -477,10 +477,29 @@ def test_files_without_async(client: Client, tmp_path: Path) -> None:
     client.files.write_file(tmp_path / "missing", b"12345")
     assert client.files.stat(tmp_path / "missing").size == 5
     assert client.files.canonicalize(tmp_path) == os.path.realpath(tmp_path)
-    with pytest.raises(KeyError), client.open_file(tmp_path / "missing", "replace"):
-        raise KeyError
     with pytest.raises(FileNotFoundError), client.open_file(tmp_path / "never"):
         pass
+
+
+def test_a_file_that_is_left_by_an_error_is_not_waited_for(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in async code: what it has to write may be what does not work."""
+    order: list[str] = []
+    abandon = tsupervise.RemoteFile.abandon
+
+    async def aclose(file: tsupervise.RemoteFile) -> None:
+        order.append("aclose")
+
+    def note(file: tsupervise.RemoteFile) -> None:
+        order.append("abandon")
+        abandon(file)
+
+    monkeypatch.setattr(tsupervise.RemoteFile, "aclose", aclose)
+    monkeypatch.setattr(tsupervise.RemoteFile, "abandon", note)
+    with pytest.raises(KeyError), client.open_file(tmp_path / "file", "replace"):
+        raise KeyError
+    assert order[0] == "abandon"
 
 
 def test_http_without_async(client: Client) -> None:
