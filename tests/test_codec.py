@@ -175,9 +175,9 @@ def test_a_message_without_an_id_is_a_notification() -> None:
 @pytest.mark.case(32)
 def test_an_unknown_method_is_a_request_with_a_fault() -> None:
     """The name stands in the text, and a huge one does not come back whole."""
-    fault = fault_of(request(method="fs/readFile"))
+    fault = fault_of(request(method="fs/nothing"))
     assert fault.code == ErrorCode.METHOD_NOT_FOUND
-    assert "fs/readFile" in fault.message
+    assert "fs/nothing" in fault.message
     assert len(fault_of(request(method="m" * 1_000_000)).message) < 300
 
 

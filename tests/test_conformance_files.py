@@ -384,7 +384,7 @@ async def test_a_folder_is_listed_by_what_its_entries_lead_to(folder: Folder) ->
 # --- without following links -------------------------------------------------------------------------
 
 
-LINKED = {
+LINKED: dict[str, tuple[dict[str, Any], int, int]] = {
     # The method and its members; the codes for a link as the last name, and for one before it.
     "readFile": ({}, SYSTEM, SYSTEM),
     "writeFile": ({"dataBase64": "aGk="}, SYSTEM, SYSTEM),

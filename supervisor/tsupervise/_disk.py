@@ -31,11 +31,12 @@ _T = TypeVar("_T")
 THREADS = 2
 """How many calls run at a time. More make nothing faster, and take turns with the loop."""
 
-SLOW_S = 0.5
-"""A call that has run for longer, in seconds, is not counted among these: it waits for something."""
+SLOW_S = 0.25
+"""A call that has run for longer, in seconds, waits for something: it is not counted among these, and one more may
+run. So of many calls that hang, as at a mount whose server is gone, twice as many are out of the way each time."""
 
 MAX_THREADS = 64
-"""How many calls run at a time with those that are not counted; then the others wait for one of them."""
+"""How many calls run at a time, slow ones and all; then the others wait for one of them."""
 
 _CODES = {
     errno.ENOENT: ErrorCode.NOT_FOUND,
@@ -110,7 +111,7 @@ class Disk:
         now = monotonic()
         left = [began + self._slow_s - now for began in list(self._started.values())]
         slow = sum(seconds <= 0 for seconds in left)
-        self._limiter.total_tokens = min(THREADS + slow, MAX_THREADS)
+        self._limiter.total_tokens = min(THREADS + 2 * slow, MAX_THREADS)
         return min((seconds for seconds in left if seconds > 0), default=self._slow_s)
 
 
