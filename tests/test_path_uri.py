@@ -47,10 +47,11 @@ READ = {
     "file:///../../tmp": b"/tmp",
     "file:////../tmp": b"/tmp",
     "file:///tmp/...": b"/tmp/...",
-    "file:///tmp/a/..%2Fb": b"/tmp/a/../b",
+    "file:///tmp/a/..%2Fb": b"/tmp/b",
     "file:///tmp/a/../..": b"/",
     # Bytes.
     "file:///tmp%2Fa": b"/tmp/a",
+    "file:///tmp%2F%2f/": b"/tmp",
     "file:///a b": b"/a b",
     "file:///é": "/é".encode(),
     "file:///%C3%A9": "/é".encode(),

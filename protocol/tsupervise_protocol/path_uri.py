@@ -26,7 +26,7 @@ _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*):")
 _STRIPPED = "".join(map(chr, range(0x21)))
 _DROPPED = str.maketrans("", "", "\t\n\r")
 
-_HOST = re.compile(r"""[^\x00-\x20"#%/:<>?@\[\\\]^`{|}\x7f]*|\[[0-9a-f:.]+\]""")
+_HOST = re.compile(r"[^\x00-\x20#%/:<>?@\[\\\]^|\x7f]*|\[[0-9a-f:.]+\]")
 """The characters of a name, or an IPv6 address. Whether there can be such a host does not matter here."""
 
 _DRIVE = re.compile(r"[a-zA-Z]:")
@@ -116,7 +116,7 @@ class PathUri:
             raise PathUriError(path, "not absolute")
         if b"\0" in path:
             raise PathUriError(path, "a path has no NUL")
-        path = b"/" + posixpath.normpath(path).lstrip(b"/")
+        path = _normal(path)
         if _DRIVE_PATH.match(path):
             return cls("", _OPAQUE_FOLDER + urlsafe_b64encode(path).decode().rstrip("="))
         return cls("", quote(path, safe=_LITERAL + "/"))
@@ -125,10 +125,9 @@ class PathUri:
         return f"file://{quote(self.host, safe=_LITERAL)}{self.path}"
 
     def native(self) -> bytes:
-        """The path that it names, without a slash at its end.
+        """The path that it names, without a slash at its end and without `.`, `..` and empty names.
 
-        `.`, `..` and empty segments are gone, unless they stand beside an encoded slash: `%2F` is decoded last,
-        and what it separates is left to the operating system.
+        They are resolved by the text, whatever is a link; also where `%2F` stands for a slash.
 
         Raises:
             ForeignPathError: it is one of another system, or spelled as no path of this one is.
@@ -140,7 +139,7 @@ class PathUri:
             if b"\0" in path or not path.startswith(b"/") or PathUri.of(path) != self:
                 raise ForeignPathError(self, "not of a path that needs the opaque form")
             return path
-        return b"/" + b"/".join(unquote_to_bytes(name) for name in self._names if name)
+        return _normal(unquote_to_bytes(self.path))
 
     def join(self, path: bytes) -> "PathUri":
         """The URI of a path seen from this folder. `..` is resolved by the text alone and ends at the root.
@@ -208,6 +207,10 @@ class PathUri:
             raise ForeignPathError(self, "it names another host; leave the host empty")
         if _DRIVE_SEGMENT.fullmatch(self.path[1:].partition("/")[0]):
             raise ForeignPathError(self, "it begins with a Windows drive")
+
+
+def _normal(path: bytes) -> bytes:
+    return b"/" + posixpath.normpath(path).lstrip(b"/")
 
 
 def _host(text: str, authority: str) -> str:

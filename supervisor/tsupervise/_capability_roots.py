@@ -119,14 +119,11 @@ class _Discovery:
 
     def _plugin(self, manifest: CapabilityFile) -> PluginFiles:
         declared = _declarations(manifest.contents)
-        has_servers = bytes(declared.mcp_servers).startswith(b"{")
-        return PluginFiles(
-            manifest=manifest,
-            mcp_config=None
-            if has_servers
-            else self._declared(f"mcpServers in {manifest.path}", declared.mcp_servers, b".mcp.json"),
-            apps_config=self._declared(f"apps in {manifest.path}", declared.apps, b".app.json"),
-        )
+        servers = None
+        if not bytes(declared.mcp_servers).startswith(b"{"):
+            servers = self._declared(f"mcpServers in {manifest.path}", declared.mcp_servers, b".mcp.json")
+        apps = self._declared(f"apps in {manifest.path}", declared.apps, b".app.json")
+        return PluginFiles(manifest=manifest, mcp_config=servers, apps_config=apps)
 
     def _declared(self, place: str, declared: msgspec.Raw, usual: bytes) -> CapabilityFile | None:
         """The file that a manifest names, or the one that is usual if it names none that may be."""
@@ -178,13 +175,18 @@ class _Discovery:
         return None
 
     def _text(self, path: bytes) -> str | None:
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
             return None
-        with open_to_read(path, follow=True) as fd:
-            data = read_up_to(fd, FILE_BYTES)
+        # By its size first: what is passed over is not read, however many there are.
+        limit = min(FILE_BYTES, self._room)
+        data = None
+        if found.st_size <= limit:
+            with open_to_read(path, follow=True) as fd:
+                data = read_up_to(fd, limit)
         if data is None:
-            raise _TooMuch(f"it has more than {FILE_BYTES} bytes")
-        if len(data) > self._room:
+            if found.st_size > FILE_BYTES or limit == FILE_BYTES:
+                raise _TooMuch(f"it has more than {FILE_BYTES} bytes")
             raise _TooMuch(f"the files of this root have more than {ROOT_BYTES} bytes")
         text = data.decode()
         self._room -= len(data)

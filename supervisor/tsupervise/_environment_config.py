@@ -20,7 +20,7 @@ from tsupervise_protocol.environment_messages import (
 from tsupervise_protocol.errors import ErrorCode, RpcError
 from tsupervise_protocol.path_uri import file_uri
 
-from ._disk import os_failure, shown
+from ._disk import os_text, shown
 from ._environment_info import home_directory, uri_or_none
 from ._files import open_to_read, read_up_to
 
@@ -107,13 +107,16 @@ def _parsed(path: bytes) -> dict[str, Any]:
     try:
         with open_to_read(path, follow=True) as fd:
             data = read_up_to(fd, MAX_FILE_BYTES)
-        if data is None:
-            raise _broken(path, f"it has more than {MAX_FILE_BYTES} bytes")
-        return tomllib.loads(data.decode("utf-8-sig"))
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise _broken(path, os_failure(error).message) from None
+        raise _broken(path, os_text(error)) from None
+    except RpcError as error:
+        raise _broken(path, error.message) from None
+    if data is None:
+        raise _broken(path, f"it has more than {MAX_FILE_BYTES} bytes")
+    try:
+        return tomllib.loads(data.decode("utf-8-sig"))
     except RecursionError:
         raise _broken(path, "it is nested too deeply") from None
     except UnicodeDecodeError as error:

@@ -60,7 +60,7 @@ def _discover(peer: Peer, params: DiscoverParams) -> Outcome:
     async def encode(head: bytes, tail: bytes) -> bytes:
         async with outbox.huge_reply:
             await outbox.wait_for_huge_turn()
-            result = DiscoverResult(roots=await _discover_all(disk, roots))
+            result = DiscoverResult(roots=await discover_all(disk, roots))
             return await disk.run(lambda: head + msgspec.json.encode(result) + tail)
 
     async def later() -> LargeResult:
@@ -69,7 +69,7 @@ def _discover(peer: Peer, params: DiscoverParams) -> Outcome:
     return later()
 
 
-async def _discover_all(disk: Disk, roots: list[tuple[str, PathUri]]) -> list[DiscoveredRoot]:
+async def discover_all(disk: Disk, roots: list[tuple[str, PathUri]]) -> list[DiscoveredRoot]:
     found: dict[int, DiscoveredRoot] = {}
     waiting = list(reversed(list(enumerate(roots))))
     total = 0

@@ -160,8 +160,7 @@ def _copy(peer: Peer, params: CopyParams) -> Outcome:
 def _path(peer: Peer, params: FileParams, member: str, uri: str) -> bytes:
     _ = peer.session  # another connection may hold it by now
     refuse_sandbox(params.sandbox)
-    # An escaped slash at the end is dropped as a plain one is.
-    return native_path(member, uri).rstrip(b"/") or b"/"
+    return native_path(member, uri)
 
 
 def _or_true(value: bool | None) -> bool:
