@@ -10,6 +10,7 @@ import errno
 import os
 import signal
 import stat
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -56,7 +57,7 @@ async def copy(client: Client, source: str, target: str, *, upload: bool, recurs
     return await transfer.run(os.fsencode(source), os.fsencode(target), recursive=recursive)
 
 
-class _Transfer:
+class _Transfer(ABC):
     """What is the same in both directions."""
 
     def __init__(self, client: Client) -> None:
@@ -85,8 +86,9 @@ class _Transfer:
             return 128 + self._stopped_by
         return self.code
 
+    @abstractmethod
     async def copy(self, source: bytes, target: bytes, recursive: bool) -> None:
-        raise NotImplementedError
+        """Copy a file or a directory, and raise what keeps all of it from being copied."""
 
     async def _heed(self, signals: AsyncIterator[int]) -> None:
         async for number in signals:
