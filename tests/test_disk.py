@@ -86,7 +86,7 @@ async def test_fast_calls_run_few_at_a_time(nursery: trio.Nursery) -> None:
     async with trio.open_nursery() as callers:
         for _ in range(50):
             callers.start_soon(disk.run, call)
-    assert most <= THREADS
+    assert most <= THREADS <= 4
 
 
 @pytest.mark.case(303)

@@ -31,11 +31,13 @@ ROOMS = {
     "doors": """_listen_address _discovery _peer_user _ws_auth _http_door _doorkeeper _websocket _socket_stream
         _tls_stream _unix_listener _websocket_channel _stdio_channel _listener _service_manager _shutdown server""",
     "client": """_event_order _recovery _way_in _websocket_client _calls _process_streams _process_handle
-        _remote_process _observed_process _process_table _link _lifeline _run_command client""",
+        _remote_process _observed_process _process_table _http_bodies _missing_watch _link _lifeline _run_command
+        _remote_file _remote_files _http_call client""",
     "embedded": "embedded",
-    "sync": "_loop_thread sync",
+    "sync": "_loop_thread _sync_files sync",
     "command line": """_keeper _log_output _detach_keys _table _terminal _relay _at_daemon _exec_command
-        _brief_commands _recent_output _logs_command _attach_command _completion cli __main__""",
+        _brief_commands _recent_output _logs_command _attach_command _file_commands _progress _copy_command
+        _completion cli __main__""",
     "front": "__init__",
 }
 
@@ -54,7 +56,10 @@ MAY_IMPORT = {
 CYCLES = {
     *(
         (f"tsupervise.{handle}", "tsupervise.client")
-        for handle in ("_process_handle", "_remote_process", "_observed_process")
+        for handle in (
+            *("_process_handle", "_remote_process", "_observed_process"),
+            *("_remote_file", "_remote_files", "_http_call"),
+        )
     ),
     ("tsupervise._process_streams", "tsupervise._process_handle"),
 }
@@ -68,7 +73,7 @@ ONLY_IN = {
     "jwt": {"tsupervise._ws_auth"},
     "websockets": {"tsupervise._websocket"},
     "click": {"tsupervise.cli"},
-    "rich": {"tsupervise._table"},
+    "rich": {"tsupervise._table", "tsupervise._progress"},
     "tomli_w": {"tsupervise._environment_config"},
     "ctypes": {
         *(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import os
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from time import monotonic, sleep
 
 import pytest
@@ -40,6 +42,14 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert monotonic() < deadline, "it did not come about in time"
         sleep(0.01)
+
+
+def async_functions(of: type) -> dict[str, list[str]]:
+    return {
+        name: [parameter for parameter in inspect.signature(function).parameters if parameter != "timeout"]
+        for name, function in vars(of).items()
+        if inspect.isfunction(function) and not name.startswith("_")
+    }
 
 
 # --- calls from one thread -------------------------------------------------------------------------------
@@ -424,3 +434,92 @@ def test_connect_takes_what_the_async_one_takes() -> None:
         inspect.signature(connect).parameters for connect in (tsupervise.sync.connect, tsupervise.connect)
     )
     assert dict(here) == {**there, "timeout": here["timeout"]}
+
+
+# --- files and HTTP --------------------------------------------------------------------------------------
+
+
+def test_files_have_all_that_the_async_ones_have() -> None:
+    """Under the same names, with the same parameters, and how long to wait besides; `close` is `aclose`."""
+    here, there = tsupervise.sync.RemoteFiles, tsupervise.RemoteFiles
+    assert async_functions(here) == async_functions(there)
+    file = async_functions(tsupervise.RemoteFile)
+    assert async_functions(tsupervise.sync.RemoteFile) | {"abandon": ["self"], "open": ["self"]} == {
+        {"aclose": "close"}.get(name, name): parameters for name, parameters in file.items()
+    }
+    assert async_functions(tsupervise.sync.HttpResponse) == async_functions(tsupervise.HttpResponse)
+
+
+def test_files_without_async(client: Client, tmp_path: Path) -> None:
+    """Whole ones and open ones, directories, and a watch."""
+    data = os.urandom(3 << 20)
+    client.files.make_directory(tmp_path / "folder")
+    with client.open_file(tmp_path / "folder" / "file", "replace") as file:
+        file.write(data[:10], timeout=PATIENCE_S)
+        file.write_at(10, data[10:])
+        file.flush()
+        assert file.position == 10
+    assert client.files.read_file(tmp_path / "folder" / "file") == data
+    with client.open_file(tmp_path / "folder" / "file") as file:
+        assert file.size == len(data)
+        assert file.read_at(5, 3) == data[5:8]
+        assert b"".join(file) == data
+    assert [entry.name for entry in client.files.list_directory(tmp_path / "folder")] == ["file"]
+    assert len(client.files.walk(tmp_path).entries) == 2
+    watch = client.files.watch_missing([tmp_path / "missing"])
+    with pytest.raises(TimeoutError):
+        watch.wait(timeout=0.01)
+    (tmp_path / "missing").touch()
+    watch.wait(timeout=PATIENCE_S)
+    client.files.copy(tmp_path / "missing", tmp_path / "copy")
+    client.files.remove(tmp_path / "copy")
+    assert not client.files.exists(tmp_path / "copy")
+    client.files.write_file(tmp_path / "missing", b"12345")
+    assert client.files.stat(tmp_path / "missing").size == 5
+    assert client.files.canonicalize(tmp_path) == os.path.realpath(tmp_path)
+    with pytest.raises(FileNotFoundError), client.open_file(tmp_path / "never"):
+        pass
+
+
+def test_a_file_that_is_left_by_an_error_is_not_waited_for(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in async code: what it has to write may be what does not work."""
+    order: list[str] = []
+    abandon = tsupervise.RemoteFile.abandon
+
+    async def aclose(file: tsupervise.RemoteFile) -> None:
+        order.append("aclose")
+
+    def note(file: tsupervise.RemoteFile) -> None:
+        order.append("abandon")
+        abandon(file)
+
+    monkeypatch.setattr(tsupervise.RemoteFile, "aclose", aclose)
+    monkeypatch.setattr(tsupervise.RemoteFile, "abandon", note)
+    with pytest.raises(KeyError), client.open_file(tmp_path / "file", "replace"):
+        raise KeyError
+    assert order[0] == "abandon"
+
+
+def test_http_without_async(client: Client) -> None:
+    """The response streams, and is there as a whole."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            for _ in range(2):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nX-A: 1\r\nContent-Length: 5\r\n\r\nhello")
+
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with client.http_request("GET", url, timeout=PATIENCE_S) as response:
+            assert (response.status, response.header("x-a")) == (200, "1")
+            assert response.read() == b"hello"
+        with client.http_request("GET", url) as response:
+            assert b"".join(response) == b"hello"
+            assert ("x-a", "1") in response.headers
+        thread.join(PATIENCE_S)

@@ -12,18 +12,27 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from . import sync
+    from ._http_call import EnvHeader, HttpResponse
+    from ._missing_watch import MissingWatch
     from ._observed_process import ObservedProcess
     from ._process_handle import EventStream, ProcessHandle
+    from ._remote_file import RemoteFile
+    from ._remote_files import RemoteEntry, RemoteFiles, Walk, WalkedEntry
     from ._remote_process import RemoteProcess
     from .client import Client, connect, open_client
     from .completed import Completed
     from .embedded import open_supervisor
     from .errors import (
+        BadAnswer,
         CannotSpill,
         CommandCrashed,
         CommandFailed,
         ConnectFailed,
         ConnectionLost,
+        FileChanged,
+        FileError,
+        FileInterrupted,
+        HttpBodyFailed,
         NoSuchProcess,
         NotSupported,
         OutcomeUnknown,
@@ -38,6 +47,7 @@ if TYPE_CHECKING:
     from .events import Closed, Event, Exited, Lost, Output
 
 __all__ = [
+    "BadAnswer",
     "CannotSpill",
     "Client",
     "Closed",
@@ -46,10 +56,17 @@ __all__ = [
     "Completed",
     "ConnectFailed",
     "ConnectionLost",
+    "EnvHeader",
     "Event",
     "EventStream",
     "Exited",
+    "FileChanged",
+    "FileError",
+    "FileInterrupted",
+    "HttpBodyFailed",
+    "HttpResponse",
     "Lost",
+    "MissingWatch",
     "NoSuchProcess",
     "NotSupported",
     "ObservedProcess",
@@ -58,12 +75,17 @@ __all__ = [
     "OutputLost",
     "ProcessFailed",
     "ProcessHandle",
+    "RemoteEntry",
+    "RemoteFile",
+    "RemoteFiles",
     "RemoteProcess",
     "ServerRefused",
     "StdinClosed",
     "TooManyCalls",
     "TooMuchOutput",
     "TsuperviseError",
+    "Walk",
+    "WalkedEntry",
     "__version__",
     "connect",
     "open_client",
@@ -72,18 +94,27 @@ __all__ = [
 ]
 
 _HOMES = {
+    "_http_call": ("EnvHeader", "HttpResponse"),
+    "_missing_watch": ("MissingWatch",),
     "_observed_process": ("ObservedProcess",),
     "_process_handle": ("EventStream", "ProcessHandle"),
+    "_remote_file": ("RemoteFile",),
+    "_remote_files": ("RemoteEntry", "RemoteFiles", "Walk", "WalkedEntry"),
     "_remote_process": ("RemoteProcess",),
     "client": ("Client", "connect", "open_client"),
     "completed": ("Completed",),
     "embedded": ("open_supervisor",),
     "errors": (
+        "BadAnswer",
         "CannotSpill",
         "CommandCrashed",
         "CommandFailed",
         "ConnectFailed",
         "ConnectionLost",
+        "FileChanged",
+        "FileError",
+        "FileInterrupted",
+        "HttpBodyFailed",
         "NoSuchProcess",
         "NotSupported",
         "OutcomeUnknown",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import errno
 import signal
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -15,7 +15,7 @@ from ._relay import FAILED, OutputFailed, complain
 from ._terminal import hold_closed_descriptors
 from ._way_in import WayIn
 from .client import Client, connect
-from .errors import ServerRefused, TsuperviseError
+from .errors import ServerRefused, TsuperviseError, errno_of
 
 CANNOT_EXECUTE = 126
 NOT_FOUND = 127
@@ -25,8 +25,6 @@ FAREWELL_S = 0.5
 
 FAILURES = (TsuperviseError, DiscoveryFailed, OutputFailed, ValueError)
 """What `report` knows the words for."""
-
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def run_at_daemon(
@@ -99,7 +97,7 @@ async def report(error: Exception) -> int:
 
 def _exit_code_of(error: Exception) -> int:
     """What a shell would say: the command was not found, or could not be executed, or it is our own fault."""
-    match = _OS_ERROR.search(error.message) if isinstance(error, ServerRefused) else None
-    if match is None or not isinstance(error, ServerRefused) or error.method != "process/start":
+    if not isinstance(error, ServerRefused) or error.method != "process/start":
         return FAILED
-    return NOT_FOUND if int(match[1]) == 2 else CANNOT_EXECUTE
+    number = errno_of(error)
+    return FAILED if number is None else NOT_FOUND if number == errno.ENOENT else CANNOT_EXECUTE

@@ -6,6 +6,7 @@ whether the server can have heard of it.
 
 from __future__ import annotations
 
+import math
 from itertools import count
 
 import trio
@@ -139,3 +140,14 @@ class CallTable:
             pending.done.set()
         self._open.clear()
         self._outbox.clear()
+
+
+def millis(seconds: float) -> int:
+    """A time limit as it stands in messages.
+
+    Raises:
+        ValueError: not above 0, or without end.
+    """
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"timeout_s must be a number of seconds above 0, got {seconds}")
+    return math.ceil(seconds * 1000)

@@ -16,14 +16,19 @@ from tsupervise_protocol.codec import (
     Notification,
     ServerRequest,
     decode_from_server,
+    decode_notification,
     encode_error,
     encode_notification,
 )
 from tsupervise_protocol.errors import ErrorCode, MalformedMessage
+from tsupervise_protocol.file_messages import MissingChangedNotification
+from tsupervise_protocol.http_messages import BodyDeltaNotification
 from tsupervise_protocol.messages import Message
 
 from ._calls import CallTable, Pending
 from ._channel import ClientChannel, CloseCode
+from ._http_bodies import HttpBodies
+from ._missing_watch import MissingWatches
 from ._process_table import ProcessTable
 from ._recovery import Disconnected
 from .errors import ServerRefused
@@ -50,6 +55,8 @@ class Link:
         """How it ended, once it has."""
         self.ended = trio.Event()
         self.close_code = CloseCode.NORMAL
+        self.http_bodies = HttpBodies()
+        self.watches = MissingWatches()
         self._channel = channel
         self._processes = processes
         self._on_end = on_end
@@ -94,12 +101,20 @@ class Link:
         Raises:
             ServerRefused, Disconnected: as `result_of`.
         """
+        return self.result_of(await self.settle(method, params))
+
+    async def settle(self, method: str, params: Message) -> Pending:
+        """Call a method on this link and see the call to its end: the answer, or that of the link.
+
+        Raises:
+            Disconnected, ValueError: as `begin`.
+        """
         pending = self.begin(method, params)
         try:
             await pending.done.wait()
         finally:
             self.free(pending)
-        return self.result_of(pending)
+        return pending
 
     def notify_initialized(self) -> None:
         """Send the last message of the handshake."""
@@ -112,6 +127,8 @@ class Link:
             self.close_code = code
             self._on_end(self)
             self._calls.end()
+            self.http_bodies.end(str(disconnect))
+            self.watches.end()
             self.ended.set()
 
     async def receive(self) -> None:
@@ -148,10 +165,7 @@ class Link:
     async def _take(self, data: bytes) -> None:
         message = decode_from_server(data)
         if isinstance(message, Notification):
-            slow = self._processes.take(message)
-            # An attempt waits for no reader: the handshake would wait with it, and all other processes.
-            if slow is not None and self.generation:
-                await slow.wait_until_read()
+            await self._take_notification(message)
         elif isinstance(message, ServerRequest):
             text = f"this client has no method {message.method[:200]!r}"
             self._calls.post(encode_error(message.id, ErrorCode.METHOD_NOT_FOUND, text))
@@ -160,3 +174,17 @@ class Link:
             raise MalformedMessage(f"it could not read a message of ours: {message.error.message}")
         else:
             self._calls.answer(message)
+
+    async def _take_notification(self, message: Notification) -> None:
+        match decode_notification(message):
+            case None:
+                pass  # of a kind that we do not know
+            case BodyDeltaNotification() as delta:
+                self.http_bodies.take(delta)
+            case MissingChangedNotification(watch_id=watch_id):
+                self.watches.fire(watch_id)
+            case event:
+                slow = self._processes.take(event)
+                # An attempt waits for no reader: the handshake would wait with it, and all other processes.
+                if slow is not None and self.generation:
+                    await slow.wait_until_read()

@@ -7,9 +7,14 @@ second process of the same id would get the events, or the end, of the first.
 from __future__ import annotations
 
 from tsupervise_protocol.base64_text import decode_base64
-from tsupervise_protocol.codec import Notification, decode_notification
 from tsupervise_protocol.errors import MalformedMessage
-from tsupervise_protocol.messages import UNSET, ClosedNotification, ExitedNotification, OutputNotification
+from tsupervise_protocol.messages import (
+    UNSET,
+    ClosedNotification,
+    ExitedNotification,
+    Message,
+    OutputNotification,
+)
 
 from ._event_order import EventOverflow
 from ._remote_process import RemoteProcess
@@ -37,13 +42,13 @@ class ProcessTable:
         if self._by_id.get(process.process_id) is process:
             del self._by_id[process.process_id]
 
-    def take(self, notification: Notification) -> RemoteProcess | None:
+    def take(self, notification: Message) -> RemoteProcess | None:
         """Hand an event to its process; return the process to wait for before the next, if there is one.
 
         Raises:
-            MalformedMessage: a known notification that does not fit.
+            MalformedMessage: output that is no base64.
         """
-        match decode_notification(notification):
+        match notification:
             case OutputNotification(process_id=process_id, seq=seq, stream=stream, chunk=chunk):
                 try:
                     event = Output(seq, stream, decode_base64(chunk))

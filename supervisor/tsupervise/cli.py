@@ -538,15 +538,35 @@ def _at_daemon(command: Callable[..., None]) -> Callable[..., None]:
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON, with the names of the protocol.")
 
 
+def _daemon_of(ctx: click.Context) -> _Daemon | None:
+    """The daemon that a command line which is not finished is for; None if that makes no sense yet."""
+    url, token_file, tls_ca = (ctx.params.get(name) for name in ("url", "token_file", "tls_ca"))
+    try:
+        return _Daemon(url, _way_in(token_file, tls_ca, bool(ctx.params.get("insecure_token"))))
+    except click.ClickException:
+        return None
+
+
 def _complete_id(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     from ._completion import known_processes
 
-    url, token_file, tls_ca = (ctx.params.get(name) for name in ("url", "token_file", "tls_ca"))
-    try:
-        way_in = _way_in(token_file, tls_ca, bool(ctx.params.get("insecure_token")))
-    except click.ClickException:
-        return []
-    return [CompletionItem(name, help=text) for name, text in known_processes(url, way_in, incomplete)]
+    daemon = _daemon_of(ctx)
+    found = [] if daemon is None else known_processes(*daemon, incomplete)
+    return [CompletionItem(name, help=text) for name, text in found]
+
+
+def _complete_path(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from ._completion import known_paths
+
+    colon = ":" if incomplete.startswith(":") else ""
+    daemon = _daemon_of(ctx)
+    found = [] if daemon is None else known_paths(*daemon, incomplete.removeprefix(":"))
+    return [CompletionItem(colon + path) for path in found]
+
+
+def _complete_either(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    complete = _complete_path if incomplete.startswith(":") else _complete_file
+    return complete(ctx, param, incomplete)
 
 
 def _complete_file(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -867,6 +887,68 @@ def status(daemon: _Daemon, as_json: bool) -> None:
     _run_at(daemon, "status", partial(show_status, as_json=as_json))
 
 
+def _path_there(text: str) -> str:
+    path = text.removeprefix(":")
+    if not path.startswith("/"):
+        raise click.UsageError(f"a path at the daemon must be absolute, got {text!r}")
+    return path
+
+
+@main.command()
+@_at_daemon
+@click.option("-r", "--recursive", is_flag=True, help="Copy a directory with all that is in it.")
+@click.argument("source", metavar="SOURCE", shell_complete=_complete_either)
+@click.argument("target", metavar="TARGET", shell_complete=_complete_either)
+def cp(daemon: _Daemon, recursive: bool, source: str, target: str) -> None:
+    """Copy a file to the daemon's machine, or from there.
+
+    A path there is written with a colon in front, `:/srv/data`; one of the two must be. A local name that begins
+    with a colon is written ./:name.
+
+    If TARGET is a directory, the copy is put into it. A file that is there is overwritten and keeps its mode; a
+    new one gets the usual mode, for modes cannot be told. A symbolic link is copied as the file that it leads to;
+    in a directory, links to directories and whatever is no regular file are left out, and told.
+
+    After a lost connection it goes on where it was. What is incomplete when it fails, or is interrupted, is told.
+    """
+    upload = target.startswith(":")
+    if upload == source.startswith(":"):
+        raise click.UsageError("one of SOURCE and TARGET must be at the daemon: put a colon in front, :/path")
+    if upload:
+        target = _path_there(target)
+    else:
+        source = _path_there(source)
+
+    from ._copy_command import copy
+
+    body = partial(copy, source=source, target=target, upload=upload, recursive=recursive)
+    _run_at(daemon, "cp", body)
+
+
+@main.command()
+@_at_daemon
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, shell_complete=_complete_path)
+def cat(daemon: _Daemon, paths: tuple[str, ...]) -> None:
+    """Print files of the daemon's machine."""
+    from ._file_commands import print_files
+
+    _run_at(daemon, "cat", partial(print_files, paths=[_path_there(path) for path in paths]))
+
+
+@main.command()
+@_at_daemon
+@click.option("-l", "--long", is_flag=True, help="Also what they are, their size in bytes, and their age.")
+@click.argument("path", metavar="PATH", shell_complete=_complete_path)
+def ls(daemon: _Daemon, long: bool, path: str) -> None:
+    """List a directory of the daemon's machine.
+
+    Dangling symbolic links are left out. Not on a terminal, names are written byte for byte.
+    """
+    from ._file_commands import list_files
+
+    _run_at(daemon, "ls", partial(list_files, path=_path_there(path), long=long))
+
+
 def _run_at(
     daemon: _Daemon, command: str, body: Callable[[Client], Awaitable[int]], *, leaves_session: bool = False
 ) -> NoReturn:
@@ -879,7 +961,7 @@ def _run_at(
 @main.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print a script that completes commands, options and IDs in your shell.
+    """Print a script that completes commands, options, IDs and paths in your shell.
 
     For bash, put `eval "$(tsupervise completion bash)"` into ~/.bashrc; for zsh the same, with zsh, into
     ~/.zshrc. For fish, `tsupervise completion fish > ~/.config/fish/completions/tsupervise.fish`.

@@ -7,20 +7,20 @@ each call. The client knows nothing of the server's core: whatever it talks to i
 
 from __future__ import annotations
 
-import math
 import os
 import secrets
 import ssl
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 from itertools import count
-from typing import Any, Literal, TypedDict, Unpack, cast, overload
+from typing import Any, Literal, TypedDict, TypeVarTuple, Unpack, cast, overload
 
 import trio
 from msgspec import UNSET
 
 from tsupervise_protocol.errors import ErrorCode, MalformedMessage
+from tsupervise_protocol.file_messages import OpenMode
 from tsupervise_protocol.messages import (
     CloseStdinParams,
     EmptyResult,
@@ -61,15 +61,18 @@ from tsupervise_protocol.methods import METHODS
 from tsupervise_protocol.path_uri import file_uri
 
 from ._background import open_background
-from ._calls import Pending
+from ._calls import Pending, millis
 from ._channel import ClientChannel
 from ._event_order import EventOverflow, WindowLost
+from ._http_call import Headers, HttpResponse, http_request
 from ._lifeline import ChannelOpener, Lifeline
 from ._link import Link
 from ._observed_process import ObservedProcess, entry_named
 from ._process_handle import ProcessHandle
 from ._process_table import ProcessTable
 from ._recovery import RECOVERY_S
+from ._remote_file import RemoteFile, WritesInFlight, open_file
+from ._remote_files import Path, RemoteFiles, text_of, uri_of
 from ._remote_process import RemoteProcess
 from ._run_command import MAX_OUTPUT_BYTES, complete, raise_if_failed
 from ._way_in import Credentials
@@ -85,6 +88,8 @@ from .errors import (
     TooManyCalls,
 )
 
+Ts = TypeVarTuple("Ts")
+
 MAX_CALLS = 1024
 """Calls that may be open at once. One more is kept for `process/terminate`, so that a program that has
 used up all others can still stop what it has started."""
@@ -94,6 +99,8 @@ REPEATED = frozenset(
         *("process/read", "process/write", "operator/read", "operator/write"),
         *("operator/wait", "operator/list", "operator/status", "session/keep"),
         *("process/list", "environment/info", "environment/status"),
+        *("fs/readFile", "fs/getMetadata", "fs/canonicalize", "fs/readDirectory", "fs/walk"),
+        *("environmentConfig/read", "capabilityRoots/discoverV1"),
     }
 )
 """What is asked again after a disconnect: a read changes nothing, a write carries an id by which the server
@@ -139,6 +146,9 @@ class Client:
         )
         self._open_calls = 0
         self._process_ids = (f"{secrets.token_hex(4)}-{number}" for number in count(1))
+        self.files = RemoteFiles(self)
+        """Files and directories at the server."""
+        self._writes = WritesInFlight()
 
     @property
     def session_id(self) -> str:
@@ -221,21 +231,40 @@ class Client:
         """
         if method not in METHODS:
             raise ValueError(f"no such method: {method!r}")
-        with self._slot(method):
+        with self.slot(method):
             while True:
                 link = await self._lifeline.ready()
-                pending = link.begin(method, params)
-                try:
-                    await pending.done.wait()
-                finally:
-                    link.free(pending)
+                pending = await link.settle(method, params)
                 if pending.was_answered:
                     return link.result_of(pending)
                 if pending.was_sent and method not in REPEATED:
-                    raise self._outcome_unknown(method)
+                    raise self.outcome_unknown(method)
+
+    async def ready(self) -> Link:
+        """The connection in use, for what belongs to one; there is no await between that and the end of this.
+
+        Raises:
+            ConnectionLost: there is none and will be none.
+        """
+        return await self._lifeline.ready()
+
+    async def call_on(self, link: Link, method: str, params: Message) -> Message:
+        """Call a method on one connection and no other.
+
+        Raises:
+            ServerRefused, TooManyCalls: as `call`.
+            Disconnected: the connection has ended.
+        """
+        with self.slot(method):
+            return await link.call(method, params)
+
+    def in_background(self, function: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> None:
+        """Let something be done that nobody waits for, and that does not raise; not once the connection is lost."""
+        if not self.is_lost:
+            self._nursery.start_soon(function, *args)
 
     @contextmanager
-    def _slot(self, method: str) -> Generator[None]:
+    def slot(self, method: str) -> Generator[None]:
         """Count a call that is open, also while it waits for a connection."""
         self.raise_if_lost()
         if self._open_calls >= MAX_CALLS:
@@ -253,7 +282,8 @@ class Client:
         finally:
             self._open_calls -= 1
 
-    def _outcome_unknown(self, method: str) -> Exception:
+    def outcome_unknown(self, method: str) -> Exception:
+        """The error for a call whose answer is lost."""
         if self._lifeline.failure is not None:
             return ConnectionLost(self._lifeline.failure)
         return OutcomeUnknown(
@@ -355,10 +385,10 @@ class Client:
             size=None if size is None else PtySize(rows=size[0], cols=size[1]),
             arg0=arg0,
             metadata=None if metadata is None else dict(metadata),
-            timeout_ms=None if timeout_s is None else _millis(timeout_s),
+            timeout_ms=None if timeout_s is None else millis(timeout_s),
             limits=limits,
         )
-        with self._slot("process/start"):
+        with self.slot("process/start"):
             while True:
                 link = await self._lifeline.ready()
                 if process_id in self._processes:
@@ -380,7 +410,7 @@ class Client:
                     break
                 if pending.was_sent:
                     self.terminate_later(process)
-                    raise self._outcome_unknown("process/start")
+                    raise self.outcome_unknown("process/start")
                 self._processes.forget(process)
         try:
             result = cast("StartResult", link.result_of(pending))
@@ -445,6 +475,59 @@ class Client:
         if check:
             raise_if_failed(completed)
         return completed
+
+    # --- files and HTTP ------------------------------------------------------------------------------
+
+    def open_file(
+        self, path: Path, mode: OpenMode = "read", *, offset: int = 0
+    ) -> AbstractAsyncContextManager[RemoteFile]:
+        """Open a file at the server for the time of a block, to read or write it in blocks of 1 MiB.
+
+        A lost connection is no event: see `RemoteFile`. At the end of the block everything is written, unless
+        it is left by an error.
+
+        Args:
+            path: of a regular file, see `files`.
+            mode: `read`; `replace` to write it anew: it is made, or emptied at once, and keeps its mode and its
+                links; `update` to write into it and keep what is not written over.
+            offset: where reading or writing begins, in bytes.
+
+        Raises:
+            FileError: the server cannot open it; FileNotFoundError and the like where the cause has one.
+            NotSupported: it cannot be written in that mode there.
+        """
+        return open_file(self, self._writes, text_of(path), uri_of(path), mode, offset)
+
+    def http_request(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Headers = (),
+        body: bytes | None = None,
+        timeout_s: float | None = None,
+        follow_redirects: bool = True,
+    ) -> AbstractAsyncContextManager[HttpResponse]:
+        """Send an HTTP request from where the server is, and read the response in the block.
+
+        It is not repeated after a lost connection, unless it was never sent.
+
+        Args:
+            method: such as GET.
+            url: absolute, `http:` or `https:`.
+            headers: names and values, in order; a value may be an `EnvHeader`.
+            body: what is sent; None for nothing.
+            timeout_s: for all of it, the body of the response included, in seconds; None for no bound.
+            follow_redirects: else a redirect is the response.
+
+        Raises:
+            ServerRefused: the request is not valid, or there was no response.
+            OutcomeUnknown: the connection was lost before the answer came.
+            NotSupported: there is an `EnvHeader`, and the server has none.
+        """
+        return http_request(self, method, url, headers, body, timeout_s, follow_redirects)
+
+    # --- the daemon ----------------------------------------------------------------------------------
 
     async def processes(self) -> list[OperatorEntry]:
         """All processes of all sessions of the daemon, in order of their start.
@@ -571,6 +654,10 @@ class Client:
             raise ValueError(f"cwd must be an absolute path of the server's or a file URI, got {path!r}")
         return file_uri(os.fsencode(path))
 
+    def has(self, capability: str) -> bool:
+        """Whether the server announces a capability, by its name in `environment.capabilities`."""
+        return self.environment is not None and self.environment.capabilities.get(capability, False)
+
     def require(self, capability: str, what: str) -> None:
         """Raise NotSupported unless the server announces a capability.
 
@@ -578,14 +665,8 @@ class Client:
             capability: its name in `environment.capabilities`.
             what: what the server is asked to do, for the text: `resize a terminal`.
         """
-        if self.environment is None or not self.environment.capabilities.get(capability, False):
+        if not self.has(capability):
             raise NotSupported(f"this server cannot {what}: it does not announce {capability!r}")
-
-
-def _millis(seconds: float) -> int:
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"timeout_s must be a number of seconds above 0, got {seconds}")
-    return math.ceil(seconds * 1000)
 
 
 @asynccontextmanager

@@ -19,16 +19,25 @@ there never was a connection                       `ConnectFailed`
 no process is meant by a name, or several are      `NoSuchProcess`
 the server cannot do this, and was not asked       `NotSupported`
 too many calls are open already                    `TooManyCalls`
+the server cannot do something with a file         `FileError`, and the builtin error of the same cause,
+                                                   such as `FileNotFoundError`
+a file has changed, and cannot be gone on with     `FileChanged`
+a file that was being written cannot be gone on    `FileInterrupted`
+with after a lost connection
+the body of an HTTP response came to no good end   `HttpBodyFailed`
+an answer makes no sense                           `BadAnswer`
 =================================================  ====================================================
 """
 
 from __future__ import annotations
 
+import errno
+import re
 import shlex
 import signal
 from collections.abc import Sequence
 
-from tsupervise_protocol.errors import RpcError
+from tsupervise_protocol.errors import ErrorCode, RpcError
 
 from .completed import Completed
 
@@ -187,6 +196,114 @@ class ServerRefused(TsuperviseError, RpcError):
 
     def __str__(self) -> str:
         return f"{self.method}: {super().__str__()}"
+
+
+class FileError(ServerRefused, OSError):
+    """The server cannot do what was asked with a file; `errno` and `filename` are as of any OSError.
+
+    One of an everyday cause is the builtin error of that cause as well: `except FileNotFoundError` works.
+
+    Args:
+        refusal: what the server says.
+        path: of the file there.
+    """
+
+    def __init__(self, refusal: ServerRefused, path: str) -> None:
+        super().__init__(refusal.method, refusal.code, refusal.message)
+        self.errno = errno_of(refusal)
+        self.strerror = refusal.message
+        self.filename = path
+
+    def __str__(self) -> str:
+        # Some servers name the path in their text.
+        return f"{self.filename!r}: {self.message.removesuffix(f': {self.filename}')}"
+
+
+class RemoteFileNotFound(FileError, FileNotFoundError):
+    """There is no such file."""
+
+
+class RemoteFileExists(FileError, FileExistsError):
+    """There is one already."""
+
+
+class RemotePermissionDenied(FileError, PermissionError):
+    """The user that the daemon runs as may not do that."""
+
+
+class RemoteIsADirectory(FileError, IsADirectoryError):
+    """It is a directory."""
+
+
+class RemoteNotADirectory(FileError, NotADirectoryError):
+    """It, or something on the way to it, is none."""
+
+
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
+_FILE_ERRORS: dict[int | None, type[FileError]] = {
+    errno.ENOENT: RemoteFileNotFound,
+    errno.EEXIST: RemoteFileExists,
+    errno.EACCES: RemotePermissionDenied,
+    errno.EPERM: RemotePermissionDenied,
+    errno.EISDIR: RemoteIsADirectory,
+    errno.ENOTDIR: RemoteNotADirectory,
+}
+
+
+def errno_of(refusal: ServerRefused) -> int | None:
+    """The number of the system's error that a server tells of, if it tells of one."""
+    match = _OS_ERROR.search(refusal.message)
+    if match is not None:
+        return int(match[1])
+    return errno.ENOENT if refusal.code == ErrorCode.NOT_FOUND else None
+
+
+def file_error(refusal: ServerRefused, path: str) -> FileError:
+    """The error for a refused call that is about a file.
+
+    Args:
+        path: of the file at the server, for the text.
+    """
+    return _FILE_ERRORS.get(errno_of(refusal), FileError)(refusal, path)
+
+
+class FileChanged(TsuperviseError):
+    """After a lost connection a file is not what it was, so that reading or writing cannot go on in it.
+
+    Args:
+        path: of the file at the server.
+        reason: what is different.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path!r} has changed while the connection was lost: {reason}; begin again")
+        self.path = path
+
+
+class FileInterrupted(TsuperviseError):
+    """The connection was lost while a file was being written, and this server cannot go on in the middle of one.
+
+    Part of the file is there; write it from the beginning again.
+
+    Args:
+        path: of the file at the server.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            f"{path!r} is incomplete: the connection was lost, and this server cannot go on with a file "
+            "(it does not announce 'tsuperviseFileUpdate'); write it again"
+        )
+        self.path = path
+
+
+class BadAnswer(TsuperviseError):
+    """What the server answered is not what its protocol says. Other calls go on."""
+
+
+class HttpBodyFailed(TsuperviseError):
+    """The body of an HTTP response ended early, as the server or a broken stream tells. The headers were there."""
 
 
 def _command_text(argv: Sequence[str]) -> str:

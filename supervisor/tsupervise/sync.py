@@ -20,16 +20,20 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self, Unpack, final
 
+from tsupervise_protocol.file_messages import OpenMode
 from tsupervise_protocol.messages import EnvironmentInfo, OperatorEntry, OperatorStatusResult, SignalName
 
 from . import client as async_client
+from ._http_call import Headers
 from ._loop_thread import Held, LoopThread
 from ._process_handle import EventStream, ProcessHandle
 from ._process_streams import OutputStream, StdinStream
 from ._recovery import RECOVERY_S
+from ._remote_files import Path
 from ._remote_process import RemoteProcess
 from ._run_command import MAX_OUTPUT_BYTES
 from ._settings import Settings
+from ._sync_files import FileBlock, HttpBlock, HttpResponse, MissingWatch, RemoteFile, RemoteFiles
 from ._websocket_client import SILENCE_S
 from .client import RunOptions, StartOptions
 from .completed import Completed
@@ -38,9 +42,15 @@ from .events import Event
 __all__ = [
     "Client",
     "Events",
+    "FileBlock",
+    "HttpBlock",
+    "HttpResponse",
+    "MissingWatch",
     "OwnProcess",
     "Process",
     "ProcessBlock",
+    "RemoteFile",
+    "RemoteFiles",
     "Stdin",
     "StreamReader",
     "connect",
@@ -98,6 +108,8 @@ class Client:
     def __init__(self, loop: LoopThread[async_client.Client]) -> None:
         self._loop = loop
         self._client = loop.value
+        self.files = RemoteFiles(loop)
+        """Files and directories at the server, see `tsupervise.RemoteFiles`."""
 
     def __enter__(self) -> Self:
         return self
@@ -155,6 +167,41 @@ class Client:
         return ProcessBlock(
             self._loop, self._loop.hold(lambda: self._client.open_process(argv, **options), timeout)
         )
+
+    def open_file(
+        self, path: Path, mode: OpenMode = "read", *, offset: int = 0, timeout: float | None = None
+    ) -> FileBlock:
+        """Open a file for the `with` block, see `tsupervise.Client.open_file`; `timeout` is for the opening."""
+        held = self._loop.hold(lambda: self._client.open_file(path, mode, offset=offset), timeout)
+        return FileBlock(self._loop, held)
+
+    def http_request(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Headers = (),
+        body: bytes | None = None,
+        timeout_s: float | None = None,
+        follow_redirects: bool = True,
+        timeout: float | None = None,
+    ) -> HttpBlock:
+        """Send an HTTP request and read its response in the `with` block, see `tsupervise.Client.http_request`.
+
+        `timeout` is for the answer to come, `timeout_s` for all of it.
+        """
+        held = self._loop.hold(
+            lambda: self._client.http_request(
+                method,
+                url,
+                headers=headers,
+                body=body,
+                timeout_s=timeout_s,
+                follow_redirects=follow_redirects,
+            ),
+            timeout,
+        )
+        return HttpBlock(self._loop, held)
 
     def attach(self, name: str, *, timeout: float | None = None) -> Process:
         """A handle of a process that runs already, see `tsupervise.Client.attach`."""
