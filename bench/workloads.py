@@ -311,7 +311,7 @@ def files(server: Server, quickack: bool) -> Samples:
         with in_process_of_its_own(flooded.read_for_ever):
             without = p50([run_one_shot(other)[1] for _ in paced(FLOOD_S)])
             with (
-                TemporaryDirectory() as folder,
+                TemporaryDirectory(ignore_cleanup_errors=True) as folder,
                 Connection(server.url, quickack=quickack) as busy,
                 in_process_of_its_own(lambda: keep_open(busy, file_calls(Path(folder)))),
             ):
