@@ -31,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """How many modules run at a time: two keep two cores busy. Where figures are to be seen, one after the other."""
+    """How many modules run at a time: two keep two cores busy. With figures to be seen, one by one."""
     figures = config.getoption("--profile") == "long" or config.getoption("capture") == "no"
     return 0 if figures else 2
 
