@@ -30,6 +30,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """How many modules run at a time: two keep two cores busy. With figures to be seen, one by one."""
+    figures = config.getoption("--profile") == "long" or config.getoption("capture") == "no"
+    return 0 if figures else 2
+
+
 def pytest_configure() -> None:
     # Children inherit what is ignored, and `nohup pytest` or `pytest &` must show the same as `pytest`.
     for number in (signal.SIGHUP, signal.SIGQUIT):

@@ -182,7 +182,7 @@ NO_HTTP = {
     "TLS hello": bytes.fromhex("16030100c4010000c00303") + bytes(range(180)),
     "another protocol": b"SSH-2.0-OpenSSH_9.9\r\n\r\n",
     "zeros": bytes(1000),
-    "high bytes": b"\xff" * 1000,
+    "high bytes": b"\xff" * 1000 + b"\r\n\r\n",
     "no such version": b"GET / HTTP/9.9\r\n\r\n",
     "bad header": b"GET / HTTP/1.1\r\nno colon here\r\n\r\n",
     "length twice": b"GET / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",

@@ -36,7 +36,7 @@ LONG_S = 20 * 60.0
 
 LONG_ROUND_S = 60.0
 
-SHORT_ROUNDS, SHORT_ROUND_S = 5, 0.6
+SHORT_ROUNDS, SHORT_ROUND_S = 3, 0.6
 
 CROWD = 2
 """How many do each kind of work at a time: enough to keep the daemon's CPU busy all the time."""

@@ -367,6 +367,29 @@ with client, client.open_process(["sleep", sys.argv[2]]) as process:
 
 
 @pytest.mark.ours_only("what is shown is this side")
+def test_a_signal_that_wakes_another_thread_interrupts_a_call(door: Door) -> None:
+    """The kernel may give Ctrl-C to any thread, and to the main one just before it begins to wait."""
+    text = """
+def interrupt():
+    print("running")
+    # Not the main thread: it goes on waiting for its lock.
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+with client:
+    process = client.start(["cat"], pipe_stdin=True)
+    thread = threading.Timer(0.2, interrupt)
+    thread.start()
+    try:
+        process.wait()
+    except KeyboardInterrupt:
+        print("interrupted")
+    thread.join()
+"""
+    with script(door, text) as process:
+        assert output_of(process) == "running\ninterrupted\n"
+        assert process.returncode == 0
+
+
+@pytest.mark.ours_only("what is shown is this side")
 def test_a_script_may_end_without_closing(door: Door) -> None:
     """The interpreter ends, and with it the process of a block that was never left."""
     marker = new_marker()

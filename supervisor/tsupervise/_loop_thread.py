@@ -29,6 +29,10 @@ EXIT_S = 8.0
 """How long the exit of the interpreter waits for all clients that were not closed, in seconds: the time that
 an open process has to end, and some."""
 
+LOOK_S = 0.25
+"""How often a thread that waits looks for signals, in seconds. The wait for a lock ends at a signal only if it has
+begun before the signal comes, in the main thread itself; else Ctrl-C would be forgotten until the next one."""
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -62,6 +66,18 @@ class _Call(Generic[R]):
         finally:
             # Neither a result nor an error: its own scope was cancelled, or the loop's.
             self.fail(_too_late(self.timeout) if self.scope.cancelled_caught else _closed())
+
+
+def _wait_for(future: Future[Any]) -> None:
+    """Wait until a future is done, and let a signal interrupt it that no lock wakes up for."""
+    while not future.done():
+        with suppress(TimeoutError):
+            future.exception(LOOK_S)
+
+
+def _result_of(future: Future[R]) -> R:
+    _wait_for(future)
+    return future.result()
 
 
 def _too_late(timeout: float | None) -> TimeoutError:
@@ -105,7 +121,7 @@ class LoopThread(Generic[T]):
             _running.discard(self)
             raise
         try:
-            self.value = self._opened.result()
+            self.value = _result_of(self._opened)
         except BaseException:
             self.stop()
             raise
@@ -131,12 +147,12 @@ class LoopThread(Generic[T]):
         self._calls.add(call)
         try:
             self._post(self._begin, call)
-            return call.outcome.result()
+            return _result_of(call.outcome)
         except BaseException:
             if not call.outcome.done():
                 with suppress(ConnectionLost):
                     self._post(self._cancel, call)
-                    call.outcome.exception()
+                    _wait_for(call.outcome)
             raise
         finally:
             self._calls.discard(call)
@@ -159,7 +175,7 @@ class LoopThread(Generic[T]):
         """End the loop and wait until all that it held is closed. A forked process has nothing to close."""
         self.stop()
         if os.getpid() == self._pid:
-            self._ended.result()
+            _result_of(self._ended)
 
     def join(self, timeout: float) -> None:
         """Wait for the end of the thread, at most so many seconds."""
