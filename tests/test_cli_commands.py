@@ -522,8 +522,10 @@ def test_a_closed_window_leaves_the_process_running(person: Person, tty: bool, h
     uid = person.start("sh", "-c", COUNTER, tty=tty)
     first = spawn(["sh", "-c", f"{hangup}exec {TSUPERVISE} attach {uid}"], env=person.env)
     first.expect("ready\r\n")
-    window, first.child_fd = first.child_fd, os.open(os.devnull, os.O_RDONLY)
-    os.close(window)
+    # Its number stays taken: pexpect closes it once more.
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, first.child_fd)
+    os.close(nothing)
 
     second = person.at_terminal("attach", uid)
     second.expect("ready\r\n")

@@ -214,7 +214,7 @@ JWTS: dict[str, tuple[Callable[[], str], str | None]] = {
 @pytest.mark.ours_only("the reference skips over any depth")
 async def test_a_token_nested_too_deep_is_no_token(start: Starter) -> None:
     """However well it is signed, it is refused like any other that cannot be read."""
-    deep = b'{"exp":9999999999,"x":' + b"[" * 5000 + b"]" * 5000 + b"}"
+    deep = b'{"exp":9999999999,"x":' + b"[" * 15_000 + b"]" * 15_000 + b"}"
     reply = await knock(start(*SIGNED), bearer(signed(deep)))
     assert (reply.status, reply.text) == (401, BAD_JWT)
 
