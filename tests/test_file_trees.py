@@ -269,7 +269,7 @@ def test_what_is_no_folder_any_more_and_then_gone_does_not_end_a_removal(
 @pytest.mark.parametrize("follow", [True, False])
 def test_why_a_folder_cannot_be_made_is_told(follow: bool) -> None:
     """Not that it is missing, which is no news."""
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(OSError, match="tsupervise") as caught:
         make_directory(b"/sys/tsupervise/below", recursive=True, follow=follow)
     assert caught.value.errno in (errno.EPERM, errno.EACCES, errno.EROFS)
 
