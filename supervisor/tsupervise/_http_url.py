@@ -13,8 +13,8 @@ import idna
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 MAX_CHARACTERS = 65_534
-"""The longest URL that is read, as in the HTTP library of the reference. One that fills a message would keep the loop
-busy for a long time."""
+"""The longest URL that is read, as in the HTTP library of the reference. One that fills a message would keep the
+loop busy for a long time."""
 
 # What stays as it is in each part, besides letters and digits; what is beyond ASCII is encoded anyway.
 _PATH_SAFE = "!$%&'()*+,-./:;=@[\\]^_|~"

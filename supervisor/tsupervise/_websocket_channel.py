@@ -107,7 +107,7 @@ class WebSocketChannel:
             self._sending = False
 
     async def _send_large(self, message: bytes) -> None:
-        """Send a message without a copy of it; what the peer waits for meanwhile, a pong, goes between its frames."""
+        """Send a message without a copy of it; pongs, which the peer may wait for, go between its frames."""
         head, self._unsent = self._unsent, b""
         self._sending = True
         for header, payload in self._websocket.frames_of(message):
