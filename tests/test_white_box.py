@@ -186,7 +186,7 @@ async def test_a_peer_that_pings_during_a_large_message_is_answered_between_its_
         await sent.wait()
         while len(data) < len(message) + (10 + 2) + (2 + 6):  # two headers, and the pong
             data += await ours.receive_some()
-    first = first_frame(data)
+    first = first_frame(bytes(data))
     assert first is not None
     pong = first_frame(first[2])
     assert pong is not None
