@@ -213,8 +213,11 @@ async def test_a_request_that_asks_for_nothing_is_refused(daemon: Daemon) -> Non
 @pytest.mark.case(294)
 @pytest.mark.parametrize(
     "content",
-    [b"model = hunter2", b"a = 1\na = 2", b"a = '\xff hunter2'", b"[a", b"a=" + b"[" * 5000, None],
-    ids=["value", "twice", "bytes", "table", "deep", "folder"],
+    [
+        *(b"model = hunter2", b"a = 1\na = 2", b"a = '\xff hunter2'", b"[a", b"a=" + b"[" * 5000),
+        *(b"model=" + b"[" * 350 + b"]" * 350, None),
+    ],
+    ids=["value", "twice", "bytes", "table", "deep", "deep to write", "folder"],
 )
 async def test_a_broken_configuration_is_told_by_its_path(
     configured: Daemon, codex_home: Path, content: bytes | None

@@ -11,9 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 
 from daemons import Daemon
 from procfs import listening_pid, open_descriptors, until
+from tsupervise._disk import Disk
+from tsupervise._path_watch import PathWatches
 from wire import Answer, Peer, connect
 
 MAX_PATHS = 64
@@ -131,6 +135,42 @@ async def test_a_newer_watch_ends_the_one_before(daemon: Daemon, tmp_path: Path)
         await until_told(peer, 8)
 
 
+class _WhenScheduled(trio.abc.Instrument):
+    """Does something in the moment in which a task is woken, before it runs."""
+
+    def __init__(self, task: trio.lowlevel.Task, act: Callable[[], object]) -> None:
+        self.task = task
+        self.act = act
+
+    def task_scheduled(self, task: trio.lowlevel.Task) -> None:
+        if task is self.task:
+            self.act()
+
+
+@pytest.mark.case(261)
+@pytest.mark.ours_only("inside it")
+async def test_a_watch_that_is_ended_tells_nothing_any_more(tmp_path: Path, nursery: trio.Nursery) -> None:
+    """Not even of a change that has woken it already."""
+    disk, watches = Disk(nursery), PathWatches()
+    watch = watches.renew(1)
+    assert watch is not None
+    assert await watch.begin(disk, [os.fsencode(tmp_path / "x")], None)
+    outcomes: list[bool] = []
+
+    async def wait() -> None:
+        outcomes.append(await watch.wait(disk))
+
+    async with trio.open_nursery() as waiting:
+        waiting.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        (task,) = waiting.child_tasks
+        instrument = _WhenScheduled(task, lambda: watches.renew(2))
+        trio.lowlevel.add_instrument(instrument)
+        (tmp_path / "x").touch()
+    trio.lowlevel.remove_instrument(instrument)
+    assert outcomes == [False]
+
+
 @pytest.mark.case(261)
 async def test_connections_have_watches_of_their_own(daemon: Daemon, tmp_path: Path) -> None:
     """The same id, the same path: each is told."""
@@ -155,6 +195,7 @@ async def test_what_cannot_be_watched_is_answered_with_false(daemon: Daemon, tmp
     unwatchable: list[tuple[list[Path | str], Path | None]] = [
         ([], None),
         ([x] * (MAX_PATHS + 1), None),
+        ([x] * 200_000, None),
         ([tmp_path / str(number) for number in range(MAX_PATHS + 1)], None),
         (list(folders), None),
         ([x, tmp_path / "f"], None),

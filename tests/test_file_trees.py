@@ -11,7 +11,7 @@ import pytest
 
 from tsupervise import _files
 from tsupervise._file_trees import MAX_REFILLS, OPEN_LEVELS, copy, remove
-from tsupervise._files import PIECE_BYTES, open_to_read, read_pieces, read_up_to
+from tsupervise._files import PIECE_BYTES, make_directory, open_to_read, read_pieces, read_up_to, write_file
 from tsupervise_protocol.errors import RpcError
 
 DEPTH = 3_000
@@ -225,6 +225,53 @@ def test_work_that_nobody_wants_any_more_ends_at_its_next_step(tmp_path: Path, w
         copied(tree, target, give_up) if work == "copy" else removed(tree, give_up)
     assert steps == 100
     assert (tmp_path / "tree").is_dir()
+
+
+@pytest.mark.case(306)
+def test_a_file_that_was_emptied_is_written_whole(tmp_path: Path) -> None:
+    """Whoever sent its content may have gone by then: it is all here. Before, the file stays as it is."""
+    file = tmp_path / "file"
+    file.write_bytes(b"before")
+    data = bytes(2 * PIECE_BYTES)
+
+    def gone() -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        write_file(os.fsencode(file), data, follow=True, check=gone)
+    assert file.read_bytes() == b"before"
+    gone_by_then = Meanwhile(lambda: file.stat().st_size == 0, gone)
+    write_file(os.fsencode(file), data, follow=True, check=gone_by_then)
+    assert file.read_bytes() == data
+
+
+@pytest.mark.case(306)
+def test_what_is_no_folder_any_more_and_then_gone_does_not_end_a_removal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be told as a success: what does not exist is removed."""
+    (tmp_path / "tree/a").mkdir(parents=True)
+    (tmp_path / "tree/b").mkdir()
+    real_open = os.open
+
+    def replaced(name: bytes, flags: int, *, dir_fd: int | None = None) -> int:
+        if name == b"a":
+            os.rmdir(name, dir_fd=dir_fd)
+            raise NotADirectoryError(errno.ENOTDIR, "a file by now, and gone in a moment")
+        return real_open(name, flags, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", replaced)
+    remove(os.fsencode(tmp_path / "tree"), recursive=True, force=True, follow=True, check=nothing)
+    assert not (tmp_path / "tree").exists()
+
+
+@pytest.mark.case(300)
+@pytest.mark.parametrize("follow", [True, False])
+def test_why_a_folder_cannot_be_made_is_told(follow: bool) -> None:
+    """Not that it is missing, which is no news."""
+    with pytest.raises(OSError, match="tsupervise") as caught:
+        make_directory(b"/sys/tsupervise/below", recursive=True, follow=follow)
+    assert caught.value.errno in (errno.EPERM, errno.EACCES, errno.EROFS)
 
 
 @pytest.mark.parametrize("path", ["/", "/tmp/..", "/usr/."])

@@ -24,7 +24,7 @@ from msgspec import structs
 from daemons import Daemon, running, start_daemon
 from http_calls import body_of, call, params, send, streamed, until_done
 from http_pages import get
-from procfs import listening_pid, resident_kib
+from procfs import listening_pid, resident_kib, until
 from raw_sockets import bare
 from tsupervise._event_log import Chunk
 from tsupervise._http_body import BodyFeed
@@ -504,3 +504,34 @@ async def test_a_daemon_that_sends_no_request_loads_no_http_library() -> None:
     code = f"import sys, tsupervise.server; print(sorted({names} & set(sys.modules)))"
     done = await trio.run_process([sys.executable, "-c", code], capture_stdout=True)
     assert done.stdout == b"[]\n"
+
+
+HANGING_RESOLVER = """
+import socket, threading
+numeric_too = socket.getaddrinfo
+def getaddrinfo(host, port, family=0, type=0, proto=0, flags=0):
+    if not flags & socket.AI_NUMERICHOST:
+        threading.Event().wait()
+    return numeric_too(host, port, family, type, proto, flags)
+socket.getaddrinfo = getaddrinfo
+"""
+
+
+@pytest.mark.case(332)
+async def test_a_resolver_that_does_not_answer_holds_up_nothing_else(tmp_path: Path) -> None:
+    """Fifty requests look up names in vain, and give up: the audit log is written, processes run, and requests to
+    addresses are sent."""
+    (tmp_path / "sitecustomize.py").write_text(HANGING_RESOLVER)
+    audit = tmp_path / "audit.log"
+    environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    with (
+        trio.fail_after(60),
+        running(start_daemon("ours", "--audit-log", str(audit), env=environ)) as daemon,
+    ):
+        async with upstream(answering(response(b""))) as server, connect(daemon.url) as peer:
+            ids = [await send(peer, f"http://name{number}.invalid/", timeoutMs=300) for number in range(50)]
+            for request_id in ids:
+                assert "timed out" in (await peer.answer_to(request_id)).message
+            assert (await call(peer, server.url())).ok()["status"] == 200
+            assert await peer.run("audited", "echo", "hello") == (0, b"hello\n")
+            await until(lambda: b'"audited"' in audit.read_bytes())

@@ -17,7 +17,7 @@ from tsupervise._http_message import Field, OutgoingRequest
 from tsupervise._http_proxies import proxy_for
 from tsupervise._http_redirect import next_request
 from tsupervise._http_tls import CA_VARIABLES, Trust
-from tsupervise._http_url import BadUrl, HttpUrl, UnsupportedScheme, parse_url
+from tsupervise._http_url import MAX_CHARACTERS, BadUrl, HttpUrl, UnsupportedScheme, parse_url
 
 # --- URLs --------------------------------------------------------------------------------------------
 
@@ -63,6 +63,7 @@ def test_urls_are_read_as_browsers_do(text: str, expected: str) -> None:
         *("", "/a", "example.com", "http://", "http:///", "http://:80/", "http://a b/", "http://a%00b/"),
         *("http://h:99999/", "http://h:x/", "http://h:-1/", "http://h:0/", "http://h:" + "9" * 5000),
         *("http://[::1", "http://[::1]x/", "http://[fe80::1%25eth0]/", "http://[]/", "http://1.2.3.4.5/"),
+        *("http://h/" + "a" * MAX_CHARACTERS, "http://" + "a." * MAX_CHARACTERS),
         *("http://256.1/", "http://0xfffffffff/", "http://a%zz/", "http://%ff/", "http://\u00ad/"),
     ],
 )

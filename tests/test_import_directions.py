@@ -29,7 +29,8 @@ ROOMS = {
         _file_trees _disk_answers _file_handlers _open_file_handlers _path_watch_handlers _walk_handlers
         _environment_config _capability_roots _environment_handlers _http_handlers _handlers _connection""",
     "doors": """_listen_address _discovery _peer_user _ws_auth _http_door _doorkeeper _websocket _socket_stream
-        _tls_stream _unix_listener _websocket_channel _stdio_channel _listener _service_manager _shutdown server""",
+        _tls_stream _unix_listener _websocket_channel _stdio_channel _listener _service_manager _shutdown
+        _name_lookup server""",
     "client": """_event_order _recovery _way_in _websocket_client _calls _process_streams _process_handle
         _remote_process _observed_process _process_table _http_bodies _missing_watch _link _lifeline _run_command
         _remote_file _remote_files _http_call client""",

@@ -14,6 +14,7 @@ import trio
 import trio.testing
 
 from daemons import running, start_daemon
+from mounts import dead_mount
 from procfs import listening_pid, resident_kib, status_field, until
 from tsupervise._outbox import MAX_REPLY_BYTES, Outbox
 from wire import connect
@@ -73,6 +74,20 @@ async def test_a_large_folder_is_listed_beside_small_answers(tmp_path: Path) -> 
             request = {"id": '\u00e4"', "method": "fs/readDirectory", "params": params}
             await peer.send_raw(json.dumps(request))
             assert len((await peer.answer_to('\u00e4"')).ok()["entries"]) == 3_000
+
+
+@pytest.mark.case(308)
+async def test_a_discovery_that_hangs_holds_up_no_large_answer(tmp_path: Path) -> None:
+    """Its root is on a mount whose server is gone."""
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    (tmp_path / "large").write_bytes(bytes(MIB))
+    with dead_mount(mount), running(start_daemon()) as daemon:
+        async with connect(daemon.url) as peer:
+            root = {"id": "r", "path": (mount / "x").as_uri()}
+            await peer.send("capabilityRoots/discoverV1", {"roots": [root]})
+            answer = await peer.request("fs/readFile", {"path": (tmp_path / "large").as_uri()})
+            assert base64.b64decode(answer.ok()["dataBase64"]) == bytes(MIB)
 
 
 async def test_the_turn_of_a_huge_reply_comes_when_the_last_one_is_sent(nursery: trio.Nursery) -> None:

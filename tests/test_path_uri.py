@@ -9,6 +9,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from tsupervise_protocol.path_uri import (
+    MAX_CHARACTERS,
     OPAQUE_PREFIX,
     ForeignPathError,
     PathUri,
@@ -259,6 +260,15 @@ def test_no_text_breaks_the_reader(uri: str) -> None:
     assert path.startswith(b"/")
     assert b"\0" not in path
     assert parse_file_uri(file_uri(path)) == b"/" + posixpath.normpath(path).lstrip(b"/")
+
+
+@pytest.mark.parametrize("tail", ["a", "a/", "é", "%41"])
+def test_how_long_a_uri_may_be_is_bounded(tail: str) -> None:
+    """Before anything is done with it: one of the size of a message would take minutes."""
+    uri = "file:///" + tail * (MAX_CHARACTERS // len(tail) - 8)
+    assert parse_file_uri(uri).startswith(b"/")
+    with pytest.raises(PathUriError, match="longer than 65536 characters"):
+        parse_file_uri(uri + tail * 9)
 
 
 def test_a_long_uri_is_refused_with_a_short_text() -> None:

@@ -104,6 +104,28 @@ def test_a_folder_that_becomes_a_link_meanwhile_is_not_followed(tmp_path: Path) 
     assert [error.path for error in result.errors] == [(root / "a").as_uri()]
 
 
+@pytest.mark.case(319)
+def test_a_folder_above_that_becomes_a_link_meanwhile_is_not_followed_either(tmp_path: Path) -> None:
+    """What lies behind it would be listed under a name that it does not have."""
+    outside = tmp_path / "outside"
+    (outside / "b").mkdir(parents=True)
+    (outside / "b" / "f").touch()
+    root = tmp_path / "root"
+    (root / "a" / "b").mkdir(parents=True)
+    seen = 0
+
+    def swap() -> None:
+        nonlocal seen
+        seen += 1
+        if seen == 3:
+            (root / "a").rename(tmp_path / "away")
+            (root / "a").symlink_to(outside)
+
+    result = walk(os.fsencode(root), root.as_uri(), WalkOptions(64, 10_000, 50_000, False), swap)
+    assert [entry.path for entry in result.entries] == [(root / "a").as_uri(), (root / "a/b").as_uri()]
+    assert [error.path for error in result.errors] == [(root / "a/b").as_uri()]
+
+
 @pytest.mark.case(255)
 def test_errors_count_for_the_bound_in_bytes(tmp_path: Path) -> None:
     """Folders that cannot be opened, one after the other, fill a result as entries do."""

@@ -42,6 +42,7 @@ from tsupervise._retained_total import RetainedTotal
 from tsupervise._settings import MAX_OPEN_REQUESTS, Settings
 from tsupervise._spawn import Child, SpawnRequest, spawn
 from tsupervise._stdin_queue import MAX_CHUNKS
+from tsupervise._websocket import MAX_FRAME_BYTES
 from tsupervise._websocket_channel import PING_INTERVAL_S, PONG_TIMEOUT_S, WebSocketChannel
 from tsupervise.embedded import open_supervisor
 from tsupervise_protocol.base64_text import encode_base64_str
@@ -161,6 +162,39 @@ async def test_an_idle_peer_is_pinged_every_thirty_seconds(autojump_clock: trio.
         assert [time - began for time in peer.pings] == [PING_INTERVAL_S * number for number in range(1, 11)]
         assert PING_INTERVAL_S == 30
         assert not peer.gone.is_set()
+
+
+@pytest.mark.case(12)
+async def test_a_peer_that_pings_during_a_large_message_is_answered_between_its_frames(
+    nursery: trio.Nursery,
+) -> None:
+    """It may not wait for hundreds of megabytes before it takes this end for gone."""
+    ours, theirs = trio.testing.memory_stream_pair()
+    channel = WebSocketChannel(theirs, "127.0.0.1:1")
+    message = bytes(MAX_FRAME_BYTES + 1)
+    sent = trio.Event()
+
+    async def send() -> None:
+        await channel.send([message])
+        sent.set()
+
+    nursery.start_soon(channel.receive)
+    nursery.start_soon(send)
+    data = bytearray(await ours.receive_some())  # it has begun
+    await ours.send_all(client_frame(PING, b"there?"))
+    with trio.fail_after(PATIENCE_S):
+        await sent.wait()
+        while len(data) < len(message) + (10 + 2) + (2 + 6):  # two headers, and the pong
+            data += await ours.receive_some()
+    first = first_frame(bytes(data))
+    assert first is not None
+    pong = first_frame(first[2])
+    assert pong is not None
+    assert pong[:2] == (PONG, b"there?")
+    last = first_frame(pong[2])
+    assert last is not None
+    assert (first[1] + last[1], last[2]) == (message, b"")
+    nursery.cancel_scope.cancel()
 
 
 @pytest.mark.case(13)

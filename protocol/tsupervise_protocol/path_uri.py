@@ -39,6 +39,10 @@ _LITERAL = "!$&'()*+,:;=@[]^|"
 """What stays as it is besides `/`, letters, digits and `_.-~`: what the reference server leaves, for peers
 compare URIs."""
 
+MAX_CHARACTERS = 64 << 10
+"""The longest URI that is read. No path that a system takes at once comes near it, nor does a name in a listing of
+64 folders in one another; a message full of one would keep a server busy for minutes."""
+
 _SHOWN_CHARACTERS = 200
 """How much of a refused URI an error text repeats: enough to find it, whatever a peer sends."""
 
@@ -76,6 +80,8 @@ class PathUri:
         Raises:
             PathUriError: it is no file URI.
         """
+        if len(text) > MAX_CHARACTERS:
+            raise PathUriError(text, f"longer than {MAX_CHARACTERS} characters")
         rest = text.strip(_STRIPPED).translate(_DROPPED)
         scheme = _SCHEME.match(rest)
         if scheme is None:

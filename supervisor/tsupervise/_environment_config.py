@@ -31,6 +31,9 @@ MAX_FILE_BYTES = 1 << 20
 """The largest file that is parsed: some seconds' work, for what has a few kilobytes."""
 
 
+_TOO_DEEP = "it is nested too deeply"
+
+
 class _Layer(NamedTuple):
     source: str
     """`{}` stands for the path."""
@@ -88,11 +91,15 @@ def _read_layers(layers: Sequence[_Layer], key_paths: Sequence[KeyPath]) -> Conf
     for layer in layers:
         selected = _select(_parsed(layer.path), key_paths)
         if selected:
+            try:
+                text = tomli_w.dumps(selected)
+            except RecursionError:  # it goes deeper to write than to read
+                raise _broken(layer.path, _TOO_DEEP) from None
             found.append(
                 ConfigLayer(
                     source=layer.source.format(layer.path.decode("utf-8", "replace")),
                     base_dir=file_uri(os.path.dirname(layer.path)),
-                    toml=tomli_w.dumps(selected),
+                    toml=text,
                 )
             )
             if layer.is_system:
@@ -118,7 +125,7 @@ def _parsed(path: bytes) -> dict[str, Any]:
     try:
         return tomllib.loads(data.decode("utf-8-sig"))
     except RecursionError:
-        raise _broken(path, "it is nested too deeply") from None
+        raise _broken(path, _TOO_DEEP) from None
     except UnicodeDecodeError as error:
         raise _broken(path, f"byte {error.start} is not UTF-8") from None
     except tomllib.TOMLDecodeError as error:

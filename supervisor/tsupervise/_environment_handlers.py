@@ -57,16 +57,19 @@ def _discover(peer: Peer, params: DiscoverParams) -> Outcome:
             raise RpcError(ErrorCode.INVALID_PARAMS, f"roots[{index}].path: {error}") from None
     disk, outbox = peer.supervisor.disk, peer.outbox
 
-    async def encode(head: bytes, tail: bytes) -> bytes:
-        async with outbox.huge_reply:
-            await outbox.wait_for_huge_turn()
-            result = DiscoverResult(roots=await discover_all(disk, roots))
-            return await disk.run(lambda: head + msgspec.json.encode(result) + tail)
+    async def search() -> LargeResult:
+        await outbox.wait_for_reply_room()
+        # Not in its turn among the large answers: a root that hangs would hold them up.
+        result = DiscoverResult(roots=await discover_all(disk, roots))
 
-    async def later() -> LargeResult:
+        async def encode(head: bytes, tail: bytes) -> bytes:
+            async with outbox.huge_reply:
+                await outbox.wait_for_huge_turn()
+                return await disk.run(lambda: head + msgspec.json.encode(result) + tail)
+
         return LargeResult(encode)
 
-    return later()
+    return search()
 
 
 async def discover_all(disk: Disk, roots: list[tuple[str, PathUri]]) -> list[DiscoveredRoot]:
@@ -109,5 +112,6 @@ def _in_no_order(params: Any) -> Hashable:
 
 ENVIRONMENT_ROWS: dict[str, Row] = {
     "environmentConfig/read": Row(_read_environment_config, lane=_in_no_order, holds_lane=False),
-    "capabilityRoots/discoverV1": Row(_discover, lane=_in_no_order, holds_lane=False),
+    # One at a time: what is found waits in memory for its turn to be sent.
+    "capabilityRoots/discoverV1": Row(_discover, lane=lambda params: "discovery"),
 }

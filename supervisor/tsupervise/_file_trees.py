@@ -217,7 +217,11 @@ def _enter_or_unlink(way: Descent, name: bytes, check: Check) -> None:
     except OSError as error:
         if error.errno not in _NO_FOLDER:
             raise
-        way.at(name, lambda: os.unlink(name, dir_fd=way.fd))
+        # That there is nothing is told of what was asked for alone: with `force` it would end well, half way.
+        if len(way.levels) == 1:
+            way.at(name, lambda: os.unlink(name, dir_fd=way.fd))
+        else:
+            _unlink(way, name)
     else:
         _empty(way, check)
 

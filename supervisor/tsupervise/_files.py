@@ -144,17 +144,21 @@ def _read_full(fd: int, size: int) -> bytes:
 def write_file(path: bytes, data: bytes, *, follow: bool, check: Check) -> None:
     """Replace the content of a file, and make it if there is none. Its inode, mode and hard links stay.
 
-    Not atomic: what has been written when the disk is full, say, is in the file.
+    Not atomic: what has been written when the disk is full, say, is in the file. But once it is emptied nobody is
+    asked any more whether the rest is wanted.
     """
+    check()
     with (
         way_to(path, follow=follow) as (dir_fd, name),
         open_to_write(name, dir_fd, follow=follow) as fd,
     ):
         if stat.S_ISREG(os.fstat(fd).st_mode):
             os.ftruncate(fd, 0)
-        elif not follow:
+            write_all(fd, data, _at_any_rate)
+        elif follow:
+            write_all(fd, data, check)
+        else:
             raise refuse("the path is not a regular file")
-        write_all(fd, data, check)
 
 
 @contextmanager
@@ -189,6 +193,10 @@ def write_all(fd: int, data: bytes, check: Check) -> None:
             poll.register(fd, select.POLLOUT)
             if not poll.poll(PEER_PATIENCE_S * 1000):
                 raise
+
+
+def _at_any_rate() -> None:
+    """The rest is wanted."""
 
 
 def copy_content(source: int, target: int, check: Check) -> None:
@@ -256,14 +264,19 @@ def _make_directory_no_follow(path: bytes, *, recursive: bool) -> None:
         fd = os.open(b"/", _WAY)
         try:
             for step, name in enumerate(names, 1):
+                refusal = None
                 if recursive or step == len(names):
                     try:
                         os.mkdir(name, dir_fd=fd)
-                    except OSError:
+                    except OSError as error:
                         # Whatever kept it from being made: if it is there and a folder, that is fine.
                         if not recursive:
                             raise
-                inner = os.open(name, _WAY | os.O_NOFOLLOW, dir_fd=fd)
+                        refusal = error
+                try:
+                    inner = os.open(name, _WAY | os.O_NOFOLLOW, dir_fd=fd)
+                except FileNotFoundError:
+                    raise refusal or FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
                 os.close(fd)
                 fd = inner
             if not names and not recursive:

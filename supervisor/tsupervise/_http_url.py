@@ -12,6 +12,10 @@ import idna
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
+MAX_CHARACTERS = 65_534
+"""The longest URL that is read, as in the HTTP library of the reference. One that fills a message would keep the
+loop busy for a long time."""
+
 # What stays as it is in each part, besides letters and digits; what is beyond ASCII is encoded anyway.
 _PATH_SAFE = "!$%&'()*+,-./:;=@[\\]^_|~"
 _QUERY_SAFE = "!$%&()*+,-./:;=?@[\\]^_`{|}~"
@@ -82,6 +86,8 @@ def parse_url(text: str, base: HttpUrl | None = None) -> HttpUrl:
         BadUrl: it cannot be read.
         UnsupportedScheme: it is something else than http and https.
     """
+    if len(text) > MAX_CHARACTERS:
+        raise BadUrl(f"longer than {MAX_CHARACTERS} characters")
     text = text.strip("".join(map(chr, range(0x21))))
     text = text.translate({9: None, 10: None, 13: None}).partition("#")[0]
     match = _SCHEME.match(text)

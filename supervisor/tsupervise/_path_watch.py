@@ -104,7 +104,7 @@ class PathWatch:
                     return False
                 while not self._has_changed(fd):
                     await trio.lowlevel.wait_readable(fd)
-                return True
+                return not self._is_over  # the change and the end may have come in one turn of the loop
             return False
         finally:
             # Not here: the kernel takes its time to forget the watches.

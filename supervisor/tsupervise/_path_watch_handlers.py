@@ -11,13 +11,15 @@ from tsupervise_protocol.file_messages import (
 )
 from tsupervise_protocol.path_uri import ForeignPathError, PathUriError, parse_file_uri
 
+from ._path_watch import MAX_PATHS
 from ._rows import Continued, Outcome, Peer, Row
 
 
 def _watch_missing(peer: Peer, params: WatchMissingParams) -> Outcome:
     _ = peer.session  # another connection may hold it by now
     uris = params.missing if params.present is None else [*params.missing, params.present]
-    paths = _native_paths(uris)
+    # Far too many are not even read: that would be seconds in which the loop does nothing else.
+    paths = _native_paths(uris) if len(params.missing) <= MAX_PATHS else None
     watch = peer.watches.renew(params.watch_id)
     if watch is None or paths is None:
         return WatchMissingResult(watching=False)

@@ -85,7 +85,7 @@ def walk(
         return WalkResult()
     if not options.follow_directory_symlinks and stat.S_ISLNK(os.lstat(root).st_mode):
         return WalkResult()
-    fd = os.open(root, _OPEN_DIRECTORY)
+    fd = os.open(root, _OPEN_DIRECTORY | (0 if options.follow_directory_symlinks else os.O_NOFOLLOW))
     try:
         return _Walk(root, fd, uri, options).run(between)
     finally:
@@ -216,13 +216,16 @@ class _Walk:
 
     @contextmanager
     def _opened(self, folder: _Folder) -> Generator[int]:
-        """Open a folder in as many steps as its path is too long for one."""
+        """Open a folder: in as many steps as its path is too long for one; if no link is to be followed, in one for
+        each name, for a link may have come into the place of any."""
         flags = _OPEN_DIRECTORY if self._follow else _OPEN_DIRECTORY | os.O_NOFOLLOW
         below, fd = folder.below, self._root_fd
         try:
             while below:
                 step = below
-                if len(below) >= PATH_BYTES:
+                if not self._follow:
+                    step = below.partition(b"/")[0]
+                elif len(below) >= PATH_BYTES:
                     step = below[: below.rindex(b"/", 0, PATH_BYTES)]
                 below = below[len(step) + 1 :]
                 above, fd = fd, os.open(step, flags, dir_fd=fd)

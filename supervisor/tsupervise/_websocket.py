@@ -146,22 +146,22 @@ class WebSocket:
         parts: list[bytes | memoryview] = []
         for message in messages:
             if len(message) > MAX_FRAME_BYTES:
-                parts.extend(WebSocket.frames_of(message))
+                for frame in WebSocket.frames_of(message):
+                    parts += frame
             else:
                 parts += (_header(_TEXT, len(message)), message)
         return b"".join(parts)
 
     @staticmethod
-    def frames_of(message: bytes) -> Iterator[bytes | memoryview]:
-        """The frames of one message, headers and payloads by turns: several if it is too large for one."""
+    def frames_of(message: bytes) -> Iterator[tuple[bytes, memoryview]]:
+        """The frames of one message, header and payload of each: several if it is too large for one."""
         view = memoryview(message)
         first: int = Opcode.TEXT
         for start in range(0, len(message), MAX_FRAME_BYTES):
             payload = view[start : start + MAX_FRAME_BYTES]
             if start + len(payload) == len(message):
                 first |= _FINAL
-            yield _header(first, len(payload))
-            yield payload
+            yield _header(first, len(payload)), payload
             first = Opcode.CONT
 
     def ping(self, payload: bytes = b"") -> None:

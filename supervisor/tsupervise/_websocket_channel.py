@@ -107,14 +107,14 @@ class WebSocketChannel:
             self._sending = False
 
     async def _send_large(self, message: bytes) -> None:
-        """Send a message without a copy of it."""
-        head = self._unsent + self._websocket.take_control()
-        self._unsent = b""
+        """Send a message without a copy of it; pongs, which the peer may wait for, go between its frames."""
+        head, self._unsent = self._unsent, b""
         self._sending = True
-        await self._stream.send_all(head)
-        for part in self._websocket.frames_of(message):
-            for start in range(0, len(part), SEND_BYTES):
-                await self._stream.send_all(part[start : start + SEND_BYTES])
+        for header, payload in self._websocket.frames_of(message):
+            await self._stream.send_all(head + self._websocket.take_control() + header)
+            head = b""
+            for start in range(0, len(payload), SEND_BYTES):
+                await self._stream.send_all(payload[start : start + SEND_BYTES])
                 self._pieces_sent += 1
                 await trio.lowlevel.checkpoint()
         self._sending = False

@@ -22,6 +22,7 @@ from ._journal import Journal, tell
 from ._limits import Limiter
 from ._listener import Listener, ListenOptions, open_listener
 from ._metrics import Metrics
+from ._name_lookup import Lookups
 from ._service_manager import Handover, ServiceManager
 from ._settings import Settings
 from ._shutdown import REOPEN_SIGNAL, STOP_SIGNALS, Shutdown, watch_loop
@@ -87,6 +88,7 @@ def serve_forever(options: ServerOptions) -> int:
 
 
 async def _serve(options: ServerOptions) -> int:
+    trio.socket.set_custom_hostname_resolver(Lookups())
     metrics = Metrics()
     manager = ServiceManager(options.handover)
     with closing(manager), trio.open_signal_receiver(*heeded(STOP_SIGNALS), REOPEN_SIGNAL) as signals:
