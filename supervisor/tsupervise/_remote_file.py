@@ -112,7 +112,7 @@ class RemoteFile:
         self._is_closed = False
         self._failure: Exception | None = None
         self._found: GetMetadataResult | None = None
-        self._written_end = 0
+        self._written_end = self._sent_end = 0
         self._at_end = False
         self._ahead: deque[tuple[int, Pending]] = deque()
         self._blocks: deque[_Block] = deque()
@@ -210,6 +210,7 @@ class RemoteFile:
         for _, pending in self._ahead:
             if self._link is not None:
                 self._link.free(pending)
+            pending.done.set()  # somebody may wait for it, and looks again
         self._ahead.clear()
 
     # --- writing -------------------------------------------------------------------------------------
@@ -283,6 +284,7 @@ class RemoteFile:
                 handle_id=self._handle_id, offset=block.offset, chunk=encode_base64_str(block.data)
             )
             block.pending = link.begin("fs/writeBlock", params)
+            self._sent_end = max(self._sent_end, block.end)
             self._writes.add(block.pending)
 
     # --- the handle ----------------------------------------------------------------------------------
@@ -303,10 +305,13 @@ class RemoteFile:
             self._let_go()
 
     def _check(self, direction: str) -> None:
-        if self._is_closed:
-            raise trio.ClosedResourceError(f"{self.path!r} is closed")
         if (direction == "read") != (self.mode == "read"):
             raise io.UnsupportedOperation(f"{self.path!r} is open to {self.mode}, not to {direction}")
+        self._check_usable()
+
+    def _check_usable(self) -> None:
+        if self._is_closed:
+            raise trio.ClosedResourceError(f"{self.path!r} is closed")
         if self._failure is not None:
             raise self._failure
 
@@ -338,8 +343,7 @@ class RemoteFile:
     async def _opened(self) -> Link:
         """The connection in use, with the file open on it; there is no await between that and the end of this."""
         while True:
-            if self._failure is not None:
-                raise self._failure
+            self._check_usable()
             link = await self._client.ready()
             if link is self._link:
                 return link
@@ -374,6 +378,7 @@ class RemoteFile:
             await self._client.call_on(link, "fs/open", params)
             if self._was_open:
                 self._check_same(await self._look(link))
+            self._check_usable()
         except BaseException as error:
             # Whoever is cancelled does not know whether it was opened.
             if not isinstance(error, ServerRefused):
@@ -395,6 +400,9 @@ class RemoteFile:
         if self._found is None:
             if now.size < self._written_end:
                 reason = f"{self._written_end} bytes were written, and it has {now.size}"
+                raise FileChanged(self.path, reason)
+            if self.mode == "replace" and now.size > self._sent_end:
+                reason = f"{self._sent_end} bytes were sent, and it has {now.size}"
                 raise FileChanged(self.path, reason)
             return
         before = self._found
