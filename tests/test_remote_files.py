@@ -97,6 +97,10 @@ async def test_an_error_is_the_builtin_one_of_its_cause(client: Client, tmp_path
             pass
     with pytest.raises(ValueError, match="not absolute"):
         await files.stat("relative")
+    # Of two paths, either may be at fault.
+    with pytest.raises(FileNotFoundError, match=r"/file' -> '.*/no/file'") as missing:
+        await files.copy(tmp_path / "file", tmp_path / "no" / "file")
+    assert missing.value.filename2 == str(tmp_path / "no" / "file")
 
 
 # --- folders ---------------------------------------------------------------------------------------------

@@ -209,7 +209,7 @@ class RemoteFiles:
         params = CopyParams(
             source_path=uri_of(source), destination_path=uri_of(destination), recursive=recursive
         )
-        await self._ask("fs/copy", params, source, EmptyResult)
+        await self._ask("fs/copy", params, source, EmptyResult, destination)
 
     async def remove(
         self, path: Path, *, recursive: bool = False, missing_ok: bool = False, follow_symlinks: bool = True
@@ -373,13 +373,15 @@ class RemoteFiles:
         assert isinstance(result, DiscoverResult), "the codec has seen to it"
         return result.roots
 
-    async def _ask(self, method: str, params: Message, path: Path, kind: type[R]) -> R:
+    async def _ask(
+        self, method: str, params: Message, path: Path, kind: type[R], path2: Path | None = None
+    ) -> R:
         try:
             result = await self._client.call(method, params)
         except ServerRefused as refusal:
             if refusal.code == ErrorCode.METHOD_NOT_FOUND:
                 raise
-            raise file_error(refusal, text_of(path)) from None
+            raise file_error(refusal, text_of(path), None if path2 is None else text_of(path2)) from None
         assert isinstance(result, kind), "the codec has seen to it"
         return result
 
