@@ -20,6 +20,7 @@ import trio
 from daemons import Daemon, running, start_daemon
 from fault_proxy import Direction, fault_proxy
 from procfs import listening_pid, status_field, until
+from small_disk import small_file_system
 from terminals import PATIENCE_S, TSUPERVISE, Terminal, exit_code, spawn
 from tsupervise import connect
 from tsupervise._copy_command import copy
@@ -203,6 +204,28 @@ def test_what_fails_is_told_and_the_rest_is_copied(person: Person, tmp_path: Pat
 
 
 @pytest.mark.case(351)
+def test_a_failure_tells_the_side_that_it_is_on(person: Person, tmp_path: Path) -> None:
+    """A path at the daemon has its colon, a local one has none; no name at all is no file."""
+    (tmp_path / "file").touch()
+    missing = tmp_path / "no" / "file"
+    assert person.fail("cp", "file", there(missing)).startswith(f"':{missing}': No such file")
+    assert person.fail("cp", there(missing), "new").startswith(f"':{missing}': No such file")
+    assert person.fail("cp", there(tmp_path / "file"), missing) == f"'{missing}': No such file or directory"
+    assert person.fail("cp", "", there(tmp_path / "new")) == "'': No such file or directory"
+
+
+@pytest.mark.case(353)
+@pytest.mark.ours_only("a disk is as full for the reference")
+def test_what_is_incomplete_is_not_said_to_be_all(person: Person, tmp_path: Path) -> None:
+    """Blocks that are only on their way to a full disk are not counted."""
+    (tmp_path / "file").write_bytes(bytes(5 * MIB))
+    with small_file_system(3 * MIB, tmp_path / "small") as small:
+        text = person.fail("cp", "file", there(small / "file"))
+    assert (left := re.search(r"No space left.*; .* is incomplete: about (\d\.\d) MiB of 5\.0 MiB", text))
+    assert float(left[1]) <= 3
+
+
+@pytest.mark.case(351)
 def test_a_command_line_that_makes_no_sense_is_refused(person: Person) -> None:
     """With 2, and in a line that says how a path at the daemon is spelled."""
     assert "one of SOURCE and TARGET" in person.fail("cp", "file", "other", code=2)
@@ -226,6 +249,8 @@ async def test_a_copy_that_makes_no_sense_is_refused(
             ("No such file", "file", "missing/new", ""),
             ("no directory", "file", "new/", ""),
             ("not a (regular )?file", "fifo", "new", ""),
+            ("(not a regular file|No such device)", "file", "fifo", ""),
+            ("Not a directory", "file", "file/below", ""),
             ("itself", "file", "file", ""),
             ("itself", "tree", "tree/sub", "-r"),
             ("itself", "tree", "tree/sub/new", "-r"),

@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager, suppress
 
 import trio
 
-from tsupervise_protocol.file_messages import MAX_BLOCK_BYTES
+from tsupervise_protocol.file_messages import MAX_BLOCK_BYTES, GetMetadataResult
 
 from ._at_daemon import FAILURES
 from ._background import open_background
@@ -76,10 +76,8 @@ class _Transfer(ABC):
                 nursery.start_soon(outage.watch)
                 try:
                     await self.copy(source, target, recursive)
-                except FAILURES as error:
-                    await self.fail(str(error))
-                except OSError as error:
-                    await self.fail(local_text(error))
+                except (*FAILURES, OSError) as error:
+                    await self.fail(error)
         await self.progress.clear()
         if self._stopped_by:
             await self.progress.complain(f"interrupted{self._left()}")
@@ -101,10 +99,10 @@ class _Transfer(ABC):
             return ""
         return f"; {self.progress.name!r} is incomplete: about {self.progress.so_far()}"
 
-    async def fail(self, reason: str) -> None:
+    async def fail(self, error: Exception) -> None:
         """Tell of something that is not copied, or not whole, and go on."""
         self.code = FAILED
-        await self.progress.complain(f"{reason}{self._left()}")
+        await self.progress.complain(f"{text_of_failure(error)}{self._left()}")
         self.progress.end()
 
     async def attempt(self, step: Callable[[], Awaitable[None]]) -> None:
@@ -113,24 +111,24 @@ class _Transfer(ABC):
             await step()
         except ConnectionLost:
             raise
-        except FAILURES as error:
-            await self.fail(str(error))
-        except OSError as error:
-            await self.fail(local_text(error))
+        except (*FAILURES, OSError) as error:
+            await self.fail(error)
         self.progress.end()
 
-    async def refuse_itself(self, local: bytes, source: bytes, target: bytes) -> None:
+    async def refuse_itself(self, local: bytes, source: bytes, target: bytes, is_directory: bool) -> None:
         """Refuse to copy something onto or into itself, as far as one can tell from this side.
 
         Args:
             local: the one of the two that is here.
             source: without symbolic links.
             target: the same.
+            is_directory: whether there may be something below the source.
 
         Raises:
             CopyRefused: the daemon sees the same paths as we do.
         """
-        if target != source and not target.startswith(source.rstrip(b"/") + b"/"):
+        is_below = is_directory and target.startswith(source.rstrip(b"/") + b"/")
+        if target != source and not is_below:
             return
         try:
             here = await trio.to_thread.run_sync(os.stat, local)
@@ -155,15 +153,19 @@ class _Transfer(ABC):
 
 class _Upload(_Transfer):
     async def copy(self, source: bytes, target: bytes, recursive: bool) -> None:
-        is_directory = await trio.to_thread.run_sync(os.path.isdir, source)
+        is_directory = stat.S_ISDIR((await trio.to_thread.run_sync(os.stat, source)).st_mode)
         if is_directory and not recursive:
             raise CopyRefused(f"{os.fsdecode(source)!r} is a directory; copy it with -r")
-        if await self._is_directory(target):
+        found = await self._look(target)
+        if found is not None and found.is_directory:
             target = os.path.join(target, name_of(source))
         elif target.endswith(b"/") and not is_directory:
             raise CopyRefused(f"there is no directory {remote_text(target)!r}")
+        elif found is not None and not (found.is_file or is_directory):
+            # Some servers would wait at a FIFO for ever.
+            raise CopyRefused(f"{remote_text(target)!r} is not a regular file")
         here = await trio.to_thread.run_sync(os.path.realpath, source)
-        await self.refuse_itself(here, here, await self.real_remote(target))
+        await self.refuse_itself(here, here, await self.real_remote(target), is_directory)
         if not is_directory:
             await self.attempt(lambda: self._file(source, target))
             return
@@ -176,38 +178,40 @@ class _Upload(_Transfer):
         try:
             entries = await trio.to_thread.run_sync(_scan, source)
         except OSError as error:
-            await self.fail(local_text(error))
+            await self.fail(error)
             return
         for entry in entries:
             there = os.path.join(target, entry.name)
 
             async def step(entry: os.DirEntry[bytes] = entry, there: bytes = there) -> None:
-                if entry.is_dir(follow_symlinks=False):
+                kind = await trio.to_thread.run_sync(_kind, entry)
+                if kind == "directory":
                     await self._make_directory(there)
                     directories.append((entry.path, there))
-                elif entry.is_file():
+                elif kind == "file":
                     await self._file(entry.path, there)
                 else:
-                    await self.fail(f"left out {os.fsdecode(entry.path)!r}: {_kind(entry)}")
+                    raise CopyRefused(f"left out {os.fsdecode(entry.path)!r}: {kind}")
 
             await self.attempt(step)
 
-    async def _is_directory(self, path: bytes) -> bool:
+    async def _look(self, path: bytes) -> GetMetadataResult | None:
+        """What is there; None for nothing."""
         try:
-            return (await self.files.stat(path)).is_directory
+            return await self.files.stat(path)
         except FileNotFoundError:
-            return False
+            return None
 
     async def _make_directory(self, path: bytes) -> None:
         try:
             await _repeated(lambda: self.files.make_directory(path))
         except FileExistsError:
-            if not await self._is_directory(path):
+            found = await self._look(path)
+            if found is None or not found.is_directory:
                 raise
 
     async def _file(self, source: bytes, target: bytes) -> None:
-        async with opened(source, os.O_RDONLY) as fd:
-            size = os.fstat(fd).st_size
+        async with opened(source, os.O_RDONLY) as (fd, size):
             if size <= SMALL_BYTES:
                 data = await trio.to_thread.run_sync(os.pread, fd, SMALL_BYTES + 1, 0)
                 # Else it has grown meanwhile.
@@ -239,7 +243,7 @@ class _Upload(_Transfer):
             self.progress.begin(remote_text(target), size)
             while block := await trio.to_thread.run_sync(os.pread, fd, MAX_BLOCK_BYTES, file.position):
                 await file.write(block)
-                await self.progress.advance(len(block))
+                await self.progress.reach(file.acknowledged)
 
 
 class _Download(_Transfer):
@@ -252,7 +256,8 @@ class _Download(_Transfer):
         elif target.endswith(b"/") and not found.is_directory:
             raise CopyRefused(f"there is no directory {os.fsdecode(target)!r}")
         there = os.fsencode(await self.files.canonicalize(source))
-        await self.refuse_itself(there, there, await trio.to_thread.run_sync(os.path.realpath, target))
+        here = await trio.to_thread.run_sync(os.path.realpath, target)
+        await self.refuse_itself(there, there, here, found.is_directory)
         if not found.is_directory:
             await self.attempt(lambda: self._file(source, target))
             return
@@ -265,7 +270,7 @@ class _Download(_Transfer):
         try:
             entries = await self.files.list_directory(source)
         except FileError as error:
-            await self.fail(str(error))
+            await self.fail(error)
             return
         for entry in entries:
             name = os.fsencode(entry.name)
@@ -284,19 +289,19 @@ class _Download(_Transfer):
                     await self._file(there, here)
                 else:
                     kind = "a symbolic link to a directory" if is_directory else "not a regular file"
-                    await self.fail(f"left out {remote_text(there)!r}: {kind}")
+                    raise CopyRefused(f"left out {remote_text(there)!r}: {kind}")
 
             await self.attempt(step)
 
     async def _file(self, source: bytes, target: bytes) -> None:
         async with (
             self.client.open_file(source) as file,
-            opened(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as fd,
+            opened(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as (fd, _),
         ):
             self.progress.begin(os.fsdecode(target), file.size)
             async for block in file:
                 await trio.to_thread.run_sync(_write_all, fd, block)
-                await self.progress.advance(len(block))
+                await self.progress.reach(file.position)
 
 
 async def _repeated(step: Callable[[], Awaitable[None]]) -> None:
@@ -309,20 +314,30 @@ async def _repeated(step: Callable[[], Awaitable[None]]) -> None:
 
 
 @asynccontextmanager
-async def opened(path: bytes, flags: int) -> AsyncGenerator[int]:
-    """A regular file here, open for the time of a block; anything else might wait for ever.
+async def opened(path: bytes, flags: int) -> AsyncGenerator[tuple[int, int]]:
+    """A regular file here, and its size in bytes, open for the time of a block.
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: it cannot be opened, or closed well.
         ValueError: it is no regular file.
     """
-    fd = await trio.to_thread.run_sync(os.open, path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    fd, size = await trio.to_thread.run_sync(_open_regular, path, flags)
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise ValueError(f"{os.fsdecode(path)!r} is not a regular file")
-        yield fd
+        yield fd, size
     finally:
+        # Some file systems write only now, and tell only now that there was no room.
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(os.close, fd)
+
+
+def _open_regular(path: bytes, flags: int) -> tuple[int, int]:
+    # Anything else might wait for ever.
+    fd = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o666)
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode):
         os.close(fd)
+        raise ValueError(f"{os.fsdecode(path)!r} is not a regular file")
+    return fd, found.st_size
 
 
 def name_of(path: bytes) -> bytes:
@@ -336,11 +351,17 @@ def remote_text(path: bytes) -> str:
     return f":{os.fsdecode(path)}"
 
 
-def local_text(error: OSError) -> str:
-    """What is wrong with a file here."""
-    name: object = error.filename
-    where = f"{os.fsdecode(name)!r}: " if isinstance(name, str | bytes) else ""
-    return f"{where}{error.strerror}"
+def text_of_failure(error: Exception) -> str:
+    """What is wrong, and on which side."""
+    match error:
+        case FileError(filename=name):
+            return f"{remote_text(os.fsencode(name))!r}: {error.strerror}"
+        case OSError(filename=str() | bytes() as name):
+            return f"{os.fsdecode(name)!r}: {error.strerror}"
+        case OSError(strerror=str() as text):
+            return text
+        case _:
+            return str(error)
 
 
 def _scan(path: bytes) -> list[os.DirEntry[bytes]]:
@@ -349,6 +370,11 @@ def _scan(path: bytes) -> list[os.DirEntry[bytes]]:
 
 
 def _kind(entry: os.DirEntry[bytes]) -> str:
+    """`directory` or `file`, where links to files are these; else in words what it is. May look at the disk."""
+    if entry.is_dir(follow_symlinks=False):
+        return "directory"
+    if entry.is_file():
+        return "file"
     if not entry.is_symlink():
         return "not a regular file"
     return "a symbolic link to a directory" if entry.is_dir() else "a symbolic link that leads to no file"

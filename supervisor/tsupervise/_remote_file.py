@@ -126,6 +126,11 @@ class RemoteFile:
         """What is known of its size, in bytes: as it was opened for reading; None for writing."""
         return None if self._found is None else self._found.size
 
+    @property
+    def acknowledged(self) -> int:
+        """Up to where the server has written what it was sent, in bytes from the beginning."""
+        return self._written_end
+
     # --- reading -------------------------------------------------------------------------------------
 
     def __aiter__(self) -> Self:

@@ -210,6 +210,11 @@ class RemoteFile:
         """As it was opened for reading, in bytes; None for writing."""
         return self._file.size
 
+    @property
+    def acknowledged(self) -> int:
+        """Up to where the server has written what it was sent, in bytes from the beginning."""
+        return self._file.acknowledged
+
     def __iter__(self) -> Self:
         return self
 
