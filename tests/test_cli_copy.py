@@ -118,6 +118,20 @@ def test_a_file_goes_there_and_comes_back(person: Person, tmp_path: Path, size: 
     assert (tmp_path / "here" / "there").read_bytes() == data
 
 
+@pytest.mark.case(355)
+@pytest.mark.ours_only("the reference tells no modes and takes none")
+@pytest.mark.parametrize("size", [0, 3 * MIB])
+def test_a_new_file_gets_the_mode_of_its_source(person: Person, tmp_path: Path, size: int) -> None:
+    """There and back: what can be executed still can, what is private stays so, and its owner may write it."""
+    for mode, copied in ((0o755, 0o755), (0o600, 0o600), (0o500, 0o700)):
+        source, up, down = (tmp_path / f"{name}-{mode:o}" for name in ("source", "up", "down"))
+        source.write_bytes(bytes(size))
+        source.chmod(mode)
+        person.say("cp", source, there(up))
+        person.say("cp", there(source), down)
+        assert [stat.S_IMODE(path.stat().st_mode) for path in (up, down)] == [copied] * 2
+
+
 def grow_tree(folder: Path, names: Sequence[bytes]) -> None:
     (folder / "sub" / "empty").mkdir(parents=True)
     (folder / "sub" / "zero").touch()

@@ -211,16 +211,18 @@ class _Upload(_Transfer):
                 raise
 
     async def _file(self, source: bytes, target: bytes) -> None:
-        async with opened(source, os.O_RDONLY) as (fd, size):
+        async with opened(source, os.O_RDONLY) as (fd, found):
+            size = found.st_size
+            mode = _new_mode(found.st_mode) if self.client.has("tsuperviseFileModes") else None
             if size <= SMALL_BYTES:
                 data = await trio.to_thread.run_sync(os.pread, fd, SMALL_BYTES + 1, 0)
                 # Else it has grown meanwhile.
                 if len(data) <= SMALL_BYTES:
-                    await self._small(target, data)
+                    await self._small(target, data, mode)
                     return
             for _ in range(RESTARTS):
                 try:
-                    await self._blocks(fd, target, size)
+                    await self._blocks(fd, target, size, mode)
                     return
                 except FileInterrupted:
                     await self.progress.complain(
@@ -229,17 +231,17 @@ class _Upload(_Transfer):
                     )
             raise FileInterrupted(os.fsdecode(target))
 
-    async def _small(self, target: bytes, data: bytes) -> None:
+    async def _small(self, target: bytes, data: bytes, mode: int | None) -> None:
         self.progress.begin(remote_text(target), len(data))
         try:
-            await _repeated(lambda: self.files.write_file(target, data))
+            await _repeated(lambda: self.files.write_file(target, data, unix_mode=mode))
         except FileError as error:
             if error.errno not in _DURING_WRITE:
                 self.progress.end()  # it was not even opened
             raise
 
-    async def _blocks(self, fd: int, target: bytes, size: int) -> None:
-        async with self.client.open_file(target, "replace") as file:
+    async def _blocks(self, fd: int, target: bytes, size: int, mode: int | None) -> None:
+        async with self.client.open_file(target, "replace", unix_mode=mode) as file:
             self.progress.begin(remote_text(target), size)
             while block := await trio.to_thread.run_sync(os.pread, fd, MAX_BLOCK_BYTES, file.position):
                 await file.write(block)
@@ -296,7 +298,7 @@ class _Download(_Transfer):
     async def _file(self, source: bytes, target: bytes) -> None:
         async with (
             self.client.open_file(source) as file,
-            opened(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as (fd, _),
+            opened(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _new_mode(file.unix_mode)) as (fd, _),
         ):
             self.progress.begin(os.fsdecode(target), file.size)
             async for block in file:
@@ -314,30 +316,35 @@ async def _repeated(step: Callable[[], Awaitable[None]]) -> None:
 
 
 @asynccontextmanager
-async def opened(path: bytes, flags: int) -> AsyncGenerator[tuple[int, int]]:
-    """A regular file here, and its size in bytes, open for the time of a block.
+async def opened(path: bytes, flags: int, mode: int = 0o666) -> AsyncGenerator[tuple[int, os.stat_result]]:
+    """A regular file here, and what it is, open for the time of a block; `mode` is for one that is made.
 
     Raises:
         OSError: it cannot be opened, or closed well.
         ValueError: it is no regular file.
     """
-    fd, size = await trio.to_thread.run_sync(_open_regular, path, flags)
+    fd, found = await trio.to_thread.run_sync(_open_regular, path, flags, mode)
     try:
-        yield fd, size
+        yield fd, found
     finally:
         # Some file systems write only now, and tell only now that there was no room.
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(os.close, fd)
 
 
-def _open_regular(path: bytes, flags: int) -> tuple[int, int]:
+def _new_mode(source_mode: int | None) -> int:
+    """Of a copy that is made: that of its source, if it is known. Its owner may write it, to go on after a cut."""
+    return 0o666 if source_mode is None else source_mode & 0o777 | 0o200
+
+
+def _open_regular(path: bytes, flags: int, mode: int) -> tuple[int, os.stat_result]:
     # Anything else might wait for ever.
-    fd = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o666)
+    fd = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, mode)
     found = os.fstat(fd)
     if not stat.S_ISREG(found.st_mode):
         os.close(fd)
         raise ValueError(f"{os.fsdecode(path)!r} is not a regular file")
-    return fd, found.st_size
+    return fd, found
 
 
 def name_of(path: bytes) -> bytes:

@@ -97,7 +97,14 @@ class RemoteFile:
     """
 
     def __init__(
-        self, client: Client, writes: WritesInFlight, path: str, uri: str, mode: OpenMode, offset: int
+        self,
+        client: Client,
+        writes: WritesInFlight,
+        path: str,
+        uri: str,
+        mode: OpenMode,
+        offset: int,
+        unix_mode: int | None,
     ) -> None:
         self.path = path
         self.mode: OpenMode = mode
@@ -106,6 +113,7 @@ class RemoteFile:
         self._client = client
         self._writes = writes
         self._uri = uri
+        self._new_mode = unix_mode
         self._link: Link | None = None
         self._handle_id = ""
         self._was_open = False
@@ -125,6 +133,11 @@ class RemoteFile:
     def size(self) -> int | None:
         """What is known of its size, in bytes: as it was opened for reading; None for writing."""
         return None if self._found is None else self._found.size
+
+    @property
+    def unix_mode(self) -> int | None:
+        """Who may do what with it, as it was opened for reading; None for writing, or if that is not told."""
+        return None if self._found is None else self._found.unix_mode
 
     @property
     def acknowledged(self) -> int:
@@ -378,7 +391,7 @@ class RemoteFile:
             # Before it is opened: whatever it is replaced by later has another time or size than this.
             self._found = await self._look(link)
         handle_id = str(next(_handle_ids))
-        params = OpenParams(handle_id=handle_id, path=self._uri, mode=mode)
+        params = OpenParams(handle_id=handle_id, path=self._uri, mode=mode, unix_mode=self._new_mode)
         try:
             await self._client.call_on(link, "fs/open", params)
             if self._was_open:
@@ -426,7 +439,13 @@ async def _forget(link: Link, pending: Pending) -> None:
 
 @asynccontextmanager
 async def open_file(
-    client: Client, writes: WritesInFlight, path: str, uri: str, mode: OpenMode, offset: int
+    client: Client,
+    writes: WritesInFlight,
+    path: str,
+    uri: str,
+    mode: OpenMode,
+    offset: int,
+    unix_mode: int | None,
 ) -> AsyncGenerator[RemoteFile]:
     """The block of an open file; see `Client.open_file`."""
     if offset < 0:
@@ -435,10 +454,20 @@ async def open_file(
         client.require("fileWriteStreaming", "write a file in blocks")
     if mode == "update":
         client.require("tsuperviseFileUpdate", "write into a file that it does not empty first")
-    file = RemoteFile(client, writes, path, uri, mode, offset)
+    require_modes(client, unix_mode)
+    file = RemoteFile(client, writes, path, uri, mode, offset, unix_mode)
     try:
         await file.open()
         yield file
         await file.aclose()
     finally:
         file.abandon()
+
+
+def require_modes(client: Client, unix_mode: int | None) -> None:
+    """Raise what there is to be said against a mode of a new file."""
+    if unix_mode is None:
+        return
+    if not 0 <= unix_mode <= 0o777:
+        raise ValueError(f"unix_mode must be from 0 to 0o777, got {unix_mode:#o}")
+    client.require("tsuperviseFileModes", "make a file with a mode")
