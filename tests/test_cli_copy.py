@@ -24,6 +24,7 @@ from small_disk import small_file_system
 from terminals import PATIENCE_S, TSUPERVISE, Terminal, exit_code, spawn
 from tsupervise import connect
 from tsupervise._copy_command import copy
+from tsupervise._progress import Progress
 
 # The test process has threads by now; pexpect's child does nothing but exec.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
@@ -371,6 +372,35 @@ async def test_a_server_that_cannot_go_on_gets_a_file_again(daemon: Daemon, tmp_
     text, _ = await copy_over_cuts(daemon, f":{tmp_path}/file", f"{tmp_path}/down", size, "back", cuts=2)
     assert text == ""
     assert digest_of(tmp_path / "down") == digest
+
+
+@pytest.mark.case(351)
+@pytest.mark.parametrize("up", [True, False], ids=["up", "down"])
+async def test_a_file_that_shrinks_while_it_is_copied_is_told(
+    daemon: Daemon,
+    tmp_path: Path,
+    up: bool,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is left of it is copied, and not passed off as all; one that only claims to be larger is no failure."""
+    source = tmp_path / "file"
+    fill(source, 16 * MIB)
+
+    async def shrink(progress: Progress, done: int) -> None:
+        progress.done = done
+        os.truncate(source, 2 * MIB)
+
+    async with connect(daemon.url) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(Progress, "reach", shrink)
+            code = await copy(client, str(source), f"{tmp_path}/copy", upload=up, recursive=False)
+        assert code == 125
+        text = f"'{'' if up else ':'}{source}' has become shorter while it was copied; '.*copy' is incomplete"
+        assert re.search(text, capfd.readouterr().err)
+        claims = Path("/sys/kernel/fscaps")
+        assert await copy(client, str(claims), f"{tmp_path}/claims", upload=up, recursive=False) == 0
+        assert digest_of(tmp_path / "claims") == digest_of(claims)
 
 
 # --- on a terminal ---------------------------------------------------------------------------------------

@@ -39,6 +39,13 @@ _DURING_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _HEEDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+class CutShort(ValueError):
+    """A file has become shorter while it was copied."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name!r} has become shorter while it was copied")
+
+
 class CopyRefused(ValueError):
     """What was asked for makes no sense, so nothing was done."""
 
@@ -115,6 +122,13 @@ class _Transfer(ABC):
             await self.fail(error)
         self.progress.end()
 
+    async def look(self, path: bytes) -> GetMetadataResult | None:
+        """What is there; None for nothing."""
+        try:
+            return await self.files.stat(path)
+        except FileNotFoundError:
+            return None
+
     async def refuse_itself(self, local: bytes, source: bytes, target: bytes, is_directory: bool) -> None:
         """Refuse to copy something onto or into itself, as far as one can tell from this side.
 
@@ -156,7 +170,7 @@ class _Upload(_Transfer):
         is_directory = stat.S_ISDIR((await trio.to_thread.run_sync(os.stat, source)).st_mode)
         if is_directory and not recursive:
             raise CopyRefused(f"{os.fsdecode(source)!r} is a directory; copy it with -r")
-        found = await self._look(target)
+        found = await self.look(target)
         if found is not None and found.is_directory:
             target = os.path.join(target, name_of(source))
         elif target.endswith(b"/") and not is_directory:
@@ -195,18 +209,11 @@ class _Upload(_Transfer):
 
             await self.attempt(step)
 
-    async def _look(self, path: bytes) -> GetMetadataResult | None:
-        """What is there; None for nothing."""
-        try:
-            return await self.files.stat(path)
-        except FileNotFoundError:
-            return None
-
     async def _make_directory(self, path: bytes) -> None:
         try:
             await _repeated(lambda: self.files.make_directory(path))
         except FileExistsError:
-            found = await self._look(path)
+            found = await self.look(path)
             if found is None or not found.is_directory:
                 raise
 
@@ -222,7 +229,7 @@ class _Upload(_Transfer):
                     return
             for _ in range(RESTARTS):
                 try:
-                    await self._blocks(fd, target, size, mode)
+                    await self._blocks(source, fd, target, size, mode)
                     return
                 except FileInterrupted:
                     await self.progress.complain(
@@ -235,17 +242,21 @@ class _Upload(_Transfer):
         self.progress.begin(remote_text(target), len(data))
         try:
             await _repeated(lambda: self.files.write_file(target, data, unix_mode=mode))
+            await self.progress.reach(len(data))
         except FileError as error:
             if error.errno not in _DURING_WRITE:
                 self.progress.end()  # it was not even opened
             raise
 
-    async def _blocks(self, fd: int, target: bytes, size: int, mode: int | None) -> None:
+    async def _blocks(self, source: bytes, fd: int, target: bytes, size: int, mode: int | None) -> None:
         async with self.client.open_file(target, "replace", unix_mode=mode) as file:
             self.progress.begin(remote_text(target), size)
             while block := await trio.to_thread.run_sync(os.pread, fd, MAX_BLOCK_BYTES, file.position):
                 await file.write(block)
                 await self.progress.reach(file.acknowledged)
+            # Files of the kernel's claim a size that they do not have.
+            if file.position < size and (await trio.to_thread.run_sync(os.fstat, fd)).st_size < size:
+                raise CutShort(os.fsdecode(source))
 
 
 class _Download(_Transfer):
@@ -304,6 +315,10 @@ class _Download(_Transfer):
             async for block in file:
                 await trio.to_thread.run_sync(_write_all, fd, block)
                 await self.progress.reach(file.position)
+            if file.position < (file.size or 0):
+                now = await self.look(source)
+                if now is None or now.size < (file.size or 0):
+                    raise CutShort(remote_text(source))
 
 
 async def _repeated(step: Callable[[], Awaitable[None]]) -> None:
