@@ -398,6 +398,8 @@ async def test_a_file_that_shrinks_while_it_is_copied_is_told(
         assert code == 125
         text = f"'{'' if up else ':'}{source}' has become shorter while it was copied; '.*copy' is incomplete"
         assert re.search(text, capfd.readouterr().err)
+        if up:
+            assert digest_of(tmp_path / "copy") == digest_of(source)
         claims = Path("/sys/kernel/fscaps")
         assert await copy(client, str(claims), f"{tmp_path}/claims", upload=up, recursive=False) == 0
         assert digest_of(tmp_path / "claims") == digest_of(claims)

@@ -256,6 +256,8 @@ class _Upload(_Transfer):
                 await self.progress.reach(file.acknowledged)
             # Files of the kernel's claim a size that they do not have.
             if file.position < size and (await trio.to_thread.run_sync(os.fstat, fd)).st_size < size:
+                await file.flush()  # what there was is there, too
+                await self.progress.reach(file.acknowledged)
                 raise CutShort(os.fsdecode(source))
 
 

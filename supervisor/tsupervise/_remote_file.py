@@ -141,7 +141,7 @@ class RemoteFile:
 
     @property
     def acknowledged(self) -> int:
-        """Up to where the server has written what it was sent, in bytes from the beginning."""
+        """The end of what the server has acknowledged to be written, in bytes from the beginning."""
         return self._written_end
 
     # --- reading -------------------------------------------------------------------------------------

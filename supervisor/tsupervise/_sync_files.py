@@ -221,7 +221,7 @@ class RemoteFile:
 
     @property
     def acknowledged(self) -> int:
-        """Up to where the server has written what it was sent, in bytes from the beginning."""
+        """The end of what the server has acknowledged to be written, in bytes from the beginning."""
         return self._file.acknowledged
 
     def __iter__(self) -> Self:
