@@ -20,9 +20,11 @@ import trio
 from daemons import Daemon, running, start_daemon
 from fault_proxy import Direction, fault_proxy
 from procfs import listening_pid, status_field, until
+from small_disk import small_file_system
 from terminals import PATIENCE_S, TSUPERVISE, Terminal, exit_code, spawn
 from tsupervise import connect
 from tsupervise._copy_command import copy
+from tsupervise._progress import Progress
 
 # The test process has threads by now; pexpect's child does nothing but exec.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
@@ -117,6 +119,20 @@ def test_a_file_goes_there_and_comes_back(person: Person, tmp_path: Path, size: 
     assert (tmp_path / "here" / "there").read_bytes() == data
 
 
+@pytest.mark.case(355)
+@pytest.mark.ours_only("the reference tells no modes and takes none")
+@pytest.mark.parametrize("size", [0, 3 * MIB])
+def test_a_new_file_gets_the_mode_of_its_source(person: Person, tmp_path: Path, size: int) -> None:
+    """There and back: what can be executed still can, what is private stays so, and its owner may write it."""
+    for mode, copied in ((0o755, 0o755), (0o600, 0o600), (0o500, 0o700)):
+        source, up, down = (tmp_path / f"{name}-{mode:o}" for name in ("source", "up", "down"))
+        source.write_bytes(bytes(size))
+        source.chmod(mode)
+        person.say("cp", source, there(up))
+        person.say("cp", there(source), down)
+        assert [stat.S_IMODE(path.stat().st_mode) for path in (up, down)] == [copied] * 2
+
+
 def grow_tree(folder: Path, names: Sequence[bytes]) -> None:
     (folder / "sub" / "empty").mkdir(parents=True)
     (folder / "sub" / "zero").touch()
@@ -203,6 +219,28 @@ def test_what_fails_is_told_and_the_rest_is_copied(person: Person, tmp_path: Pat
 
 
 @pytest.mark.case(351)
+def test_a_failure_tells_the_side_that_it_is_on(person: Person, tmp_path: Path) -> None:
+    """A path at the daemon has its colon, a local one has none; no name at all is no file."""
+    (tmp_path / "file").touch()
+    missing = tmp_path / "no" / "file"
+    assert person.fail("cp", "file", there(missing)).startswith(f"':{missing}': No such file")
+    assert person.fail("cp", there(missing), "new").startswith(f"':{missing}': No such file")
+    assert person.fail("cp", there(tmp_path / "file"), missing) == f"'{missing}': No such file or directory"
+    assert person.fail("cp", "", there(tmp_path / "new")) == "'': No such file or directory"
+
+
+@pytest.mark.case(353)
+@pytest.mark.ours_only("a disk is as full for the reference")
+def test_what_is_incomplete_is_not_said_to_be_all(person: Person, tmp_path: Path) -> None:
+    """Blocks that are only on their way to a full disk are not counted."""
+    (tmp_path / "file").write_bytes(bytes(5 * MIB))
+    with small_file_system(3 * MIB, tmp_path / "small") as small:
+        text = person.fail("cp", "file", there(small / "file"))
+    assert (left := re.search(r"No space left.*; .* is incomplete: about (\d\.\d) MiB of 5\.0 MiB", text))
+    assert float(left[1]) <= 3
+
+
+@pytest.mark.case(351)
 def test_a_command_line_that_makes_no_sense_is_refused(person: Person) -> None:
     """With 2, and in a line that says how a path at the daemon is spelled."""
     assert "one of SOURCE and TARGET" in person.fail("cp", "file", "other", code=2)
@@ -226,6 +264,8 @@ async def test_a_copy_that_makes_no_sense_is_refused(
             ("No such file", "file", "missing/new", ""),
             ("no directory", "file", "new/", ""),
             ("not a (regular )?file", "fifo", "new", ""),
+            ("(not a regular file|No such device)", "file", "fifo", ""),
+            ("Not a directory", "file", "file/below", ""),
             ("itself", "file", "file", ""),
             ("itself", "tree", "tree/sub", "-r"),
             ("itself", "tree", "tree/sub/new", "-r"),
@@ -332,6 +372,37 @@ async def test_a_server_that_cannot_go_on_gets_a_file_again(daemon: Daemon, tmp_
     text, _ = await copy_over_cuts(daemon, f":{tmp_path}/file", f"{tmp_path}/down", size, "back", cuts=2)
     assert text == ""
     assert digest_of(tmp_path / "down") == digest
+
+
+@pytest.mark.case(351)
+@pytest.mark.parametrize("up", [True, False], ids=["up", "down"])
+async def test_a_file_that_shrinks_while_it_is_copied_is_told(
+    daemon: Daemon,
+    tmp_path: Path,
+    up: bool,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is left of it is copied, and not passed off as all; one that only claims to be larger is no failure."""
+    source = tmp_path / "file"
+    fill(source, 16 * MIB)
+
+    async def shrink(progress: Progress, done: int) -> None:
+        progress.done = done
+        os.truncate(source, 2 * MIB)
+
+    async with connect(daemon.url) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(Progress, "reach", shrink)
+            code = await copy(client, str(source), f"{tmp_path}/copy", upload=up, recursive=False)
+        assert code == 125
+        text = f"'{'' if up else ':'}{source}' has become shorter while it was copied; '.*copy' is incomplete"
+        assert re.search(text, capfd.readouterr().err)
+        if up:
+            assert digest_of(tmp_path / "copy") == digest_of(source)
+        claims = Path("/sys/kernel/fscaps")
+        assert await copy(client, str(claims), f"{tmp_path}/claims", upload=up, recursive=False) == 0
+        assert digest_of(tmp_path / "claims") == digest_of(claims)
 
 
 # --- on a terminal ---------------------------------------------------------------------------------------

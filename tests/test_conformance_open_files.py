@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import trio
 
 from daemons import Daemon
-from procfs import listening_pid, open_descriptors, until
+from procfs import listening_pid, open_descriptors, status_field, until
 from small_disk import small_file_system
 from wire import Answer, Peer, connect
 
@@ -48,6 +49,10 @@ def block(data: bytes, *, eof: bool) -> dict[str, Any]:
 def file_of(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path
+
+
+def file_mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
 
 
 def file_content(path: Path) -> bytes:
@@ -338,6 +343,44 @@ async def test_update_writes_into_what_is_there(daemon: Daemon, tmp_path: Path) 
         assert (await read_block(peer, "h", 0, 1)).code == -32603
     assert path.read_bytes() == b"0123ab6789"
     assert (tmp_path / "new").read_bytes() == b"x"
+
+
+@pytest.mark.ours_only("the reference does not have the member")
+@pytest.mark.case(355)
+async def test_a_file_that_is_made_gets_the_mode_that_was_asked_for(daemon: Daemon, tmp_path: Path) -> None:
+    """By `fs/open` and `fs/writeFile`, less the daemon's umask, and it is told; one that is there keeps its own."""
+    there = file_of(tmp_path / "there", b"")
+    there.chmod(0o604)
+    allowed = 0o777 & ~int(status_field(listening_pid(daemon), "Umask"), 8)
+    async with connect(daemon.url) as peer:
+        info = (await peer.request("environment/info", {})).ok()
+        assert info["capabilities"]["tsuperviseFileModes"] is True
+
+        async def write(path: Path, **fields: Any) -> Answer:
+            return await peer.request("fs/writeFile", {"path": path.as_uri(), "dataBase64": "", **fields})
+
+        async def mode_of(path: Path) -> int:
+            found = (await peer.request("fs/getMetadata", {"path": path.as_uri()})).ok()["unixMode"]
+            assert found == file_mode(path)
+            return found
+
+        for number, mode in enumerate((0o777, 0o750, 0o600, None)):
+            wanted = allowed & (0o666 if mode is None else mode)
+            for open_mode in ("replace", "update"):
+                path = tmp_path / f"{open_mode}-{number}"
+                (await open_file(peer, str(path)[-20:], path, mode=open_mode, unixMode=mode)).ok()
+                assert await mode_of(path) == wanted
+            (await write(tmp_path / f"written-{number}", unixMode=mode)).ok()
+            assert await mode_of(tmp_path / f"written-{number}") == wanted
+        (await write(there, unixMode=0o777)).ok()
+        (await open_file(peer, "there", there, mode="replace", unixMode=0o777)).ok()
+        assert await mode_of(there) == 0o604
+        for mode in (-1, 0o1000, "755"):
+            assert (await write(tmp_path / "none", unixMode=mode)).code == -32602
+            assert (
+                await open_file(peer, "n", tmp_path / "none", mode="replace", unixMode=mode)
+            ).code == -32602
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.case(313)

@@ -139,16 +139,23 @@ async def test_a_writer_that_cannot_go_on_says_so(daemon: Daemon, tmp_path: Path
 
 @pytest.mark.case(348)
 @pytest.mark.ours_only("the reference can only write a file anew")
-async def test_a_writer_does_not_go_on_in_a_shorter_file(daemon: Daemon, tmp_path: Path) -> None:
-    """If what was written is not there after an outage, somebody else has been at it."""
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [(b"", "4 bytes were written, and it has 0"), (b"another", "4 bytes were sent, and it has 7")],
+)
+async def test_a_writer_does_not_go_on_in_a_file_of_another_size(
+    daemon: Daemon, tmp_path: Path, other: bytes, reason: str
+) -> None:
+    """If what was written is not there after an outage, or more than that, somebody else has been at it."""
     path = tmp_path / "file"
     async with through_proxy(daemon) as (client, proxy), client.open_file(path, "replace") as file:
         await file.write(b"part")
         await file.flush()
-        path.write_bytes(b"")
+        path.write_bytes(other)
         proxy.cut(0.0)
-        with pytest.raises(FileChanged, match="4 bytes were written, and it has 0"):
+        with pytest.raises(FileChanged, match=reason):
             await until_lost(client, file)
+    assert path.read_bytes() == other
 
 
 # --- scripts ---------------------------------------------------------------------------------------------
@@ -423,6 +430,42 @@ async def test_a_read_that_is_cancelled_loses_nothing(autojump_clock: trio.testi
         assert scope.cancelled_caught
         assert (await file.read_some()).rstrip() == b"first"
         assert (await file.read_some()).rstrip() == b"second"
+
+
+@pytest.mark.case(343)
+@pytest.mark.parametrize("mode", ["read", "replace"])
+async def test_a_file_that_is_closed_under_a_call_is_not_opened_again(
+    autojump_clock: trio.testing.MockClock, mode: str
+) -> None:
+    """A reader or writer whose file somebody closes is told so, and neither waits for ever nor writes on."""
+    opened: list[str] = []
+
+    async def play(script: Script) -> None:
+        await script.handshake(environmentInfo=WRITER)
+        opened.append(await accept_open(script, mode))
+        while True:
+            request = await script.receive()
+            if request["method"] == "fs/open":
+                opened.append(request["params"]["handleId"])
+            elif request["method"] == "fs/writeBlock":
+                await trio.sleep(10)
+                await script.answer(request)
+
+    async def use(file: RemoteFile) -> None:
+        if mode == "replace":
+            for _ in range(IN_FLIGHT):
+                await file.write(b"x")
+        with pytest.raises(trio.ClosedResourceError):
+            await (file.read_some() if mode == "read" else file.write(b"x"))
+
+    with trio.fail_after(3600):
+        async with scripted_client(play) as client:
+            block = client.open_file("/file", "read" if mode == "read" else "replace")
+            async with trio.open_nursery() as nursery, block as file:
+                nursery.start_soon(use, file)
+                await trio.sleep(5)
+                file.abandon()
+            assert len(opened) == 1
 
 
 @pytest.mark.case(349)

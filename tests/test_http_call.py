@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
+import trio.testing
 
 from doors import Door
 from scripted_server import Script, connections, resume, scripted_server
@@ -104,6 +105,24 @@ async def test_a_body_streams(client: Client) -> None:
         async with client.http_request("GET", url) as response:
             assert response.status == 200  # and nobody wants the rest
         await fetch(url)
+
+
+@pytest.mark.case(346)
+async def test_a_body_that_was_left_is_read_by_nobody() -> None:
+    """Who still waits for it when its block ends, and who asks later, is told so instead of waiting for ever."""
+
+    async def play(script: Script, request_id: str) -> None:
+        await delta(script, request_id, 1, b"part")
+
+    async def read(response: HttpResponse) -> None:
+        with pytest.raises(HttpBodyFailed, match="was left"):
+            await response.read()
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery, response_of(play) as response:
+            nursery.start_soon(read, response)
+            await trio.testing.wait_all_tasks_blocked()
+        await read(response)
 
 
 @pytest.mark.case(345)

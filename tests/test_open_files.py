@@ -60,7 +60,7 @@ class HandleMachine(RuleBasedStateMachine):
 
     @rule(handle=HANDLES, name=FILES, mode=st.sampled_from(["read", "replace", "update"]))
     def open(self, handle: str, name: str, mode: OpenMode) -> None:
-        result = self.outcome(lambda: self.files.open(handle, bytes(self.path(name)), mode))
+        result = self.outcome(lambda: self.files.open(handle, bytes(self.path(name)), mode, 0o666))
         if handle in self.handles:
             assert result == "RpcError"
         elif mode == "read" and name not in self.contents:
@@ -259,7 +259,7 @@ def test_opens_that_are_under_way_count() -> None:
     def open_many(thread: int) -> None:
         for number in range(MAX_OPEN_FILES // 2):
             try:
-                files.open(f"{thread}-{number}", bytes(Path(__file__)), "read")
+                files.open(f"{thread}-{number}", bytes(Path(__file__)), "read", 0o666)
             except RpcError as error:
                 refused.append(error.message)
 

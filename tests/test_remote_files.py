@@ -97,6 +97,10 @@ async def test_an_error_is_the_builtin_one_of_its_cause(client: Client, tmp_path
             pass
     with pytest.raises(ValueError, match="not absolute"):
         await files.stat("relative")
+    # Of two paths, either may be at fault.
+    with pytest.raises(FileNotFoundError, match=r"/file' -> '.*/no/file'") as missing:
+        await files.copy(tmp_path / "file", tmp_path / "no" / "file")
+    assert missing.value.filename2 == str(tmp_path / "no" / "file")
 
 
 # --- folders ---------------------------------------------------------------------------------------------
@@ -247,6 +251,28 @@ async def test_a_server_that_cannot_write_into_a_file_is_not_asked_to(door: Door
         with pytest.raises(NotSupported, match="tsuperviseFileUpdate"):
             async with client.open_file(tmp_path / "file", "update"):
                 pass
+
+
+@pytest.mark.case(355)
+async def test_a_file_is_made_with_a_mode_where_the_server_can(client: Client, tmp_path: Path) -> None:
+    """Whole or in blocks; a server that cannot is not asked to, and what is no mode is refused here."""
+    sizes = {"small": 1, "large": WHOLE_BYTES + 1}
+    if not client.has("tsuperviseFileModes"):
+        with pytest.raises(NotSupported, match="tsuperviseFileModes"):
+            await client.files.write_file(tmp_path / "small", b"", unix_mode=0o700)
+        with pytest.raises(NotSupported, match="tsuperviseFileModes"):
+            async with client.open_file(tmp_path / "small", "replace", unix_mode=0o700):
+                pass
+        assert not (tmp_path / "small").exists()
+        return
+    for name, size in sizes.items():
+        await client.files.write_file(tmp_path / name, bytes(size), unix_mode=0o700)
+        assert (await client.files.stat(tmp_path / name)).unix_mode == 0o700
+        async with client.open_file(tmp_path / name) as file:
+            assert file.unix_mode == 0o700
+    for mode in (-1, 0o1000):
+        with pytest.raises(ValueError, match="unix_mode"):
+            await client.files.write_file(tmp_path / "small", b"", unix_mode=mode)
 
 
 @pytest.mark.case(343)

@@ -99,7 +99,9 @@ async def test_a_drain_waits_for_who_has_not_heard_of_the_end(reads: bool, autoj
             await house.supervisor.wait_until_idle()
         assert limit.cancelled_caught is not reads
         if reads:
-            await trio.testing.wait_all_tasks_blocked()  # sent it is; the peer has a task of its own to take it
+            await (
+                trio.testing.wait_all_tasks_blocked()
+            )  # sent it is; the peer has a task of its own to take it
             assert [event.kind for event in peer.events] == ["output", "exited", "closed"]
 
 

@@ -1,8 +1,8 @@
 """The messages of `fs/*`, each a frozen type. A path is a file URI, see `path_uri`."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import field
+from msgspec import Meta, field
 
 from .messages import U64, Message, SandboxRequest
 
@@ -11,6 +11,10 @@ MAX_BLOCK_BYTES = 1 << 20
 
 MAX_HANDLE_ID_BYTES = 32
 """How long the name of an open file may be, in bytes of UTF-8."""
+
+
+UnixMode = Annotated[int, Meta(ge=0, le=0o777)]
+"""Who may read, write and execute a file, as of chmod."""
 
 
 class FileParams(Message, frozen=True):
@@ -32,6 +36,8 @@ class WriteFileParams(FileParams, frozen=True, kw_only=True):
     path: str
     data_base64: str
     follow_symlinks: bool | None = None
+    unix_mode: UnixMode | None = None
+    """Our own: of a file that is made, less the umask; null is 0o666."""
 
 
 class CreateDirectoryParams(FileParams, frozen=True, kw_only=True):
@@ -57,6 +63,8 @@ class GetMetadataResult(Message, frozen=True):
     created_at_ms: int
     """Since 1970; 0 if it cannot be told."""
     modified_at_ms: int
+    unix_mode: UnixMode | None = None
+    """Our own: of what the path leads to; None if that is not told."""
 
 
 class CanonicalizeParams(FileParams, frozen=True, kw_only=True):
@@ -107,6 +115,8 @@ class OpenParams(FileParams, frozen=True, kw_only=True):
     handle_id: str
     path: str
     mode: OpenMode = "read"
+    unix_mode: UnixMode | None = None
+    """Our own: as of `WriteFileParams`."""
 
 
 class OpenResult(Message, frozen=True):

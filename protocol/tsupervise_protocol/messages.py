@@ -501,6 +501,7 @@ OWN_CAPABILITIES = (
     "tsuperviseOperator",
     "tsuperviseLimits",
     "tsuperviseFileUpdate",
+    "tsuperviseFileModes",
 )
 """The names under which a server announces the methods and members that are our own."""
 

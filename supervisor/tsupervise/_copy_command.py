@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager, suppress
 
 import trio
 
-from tsupervise_protocol.file_messages import MAX_BLOCK_BYTES
+from tsupervise_protocol.file_messages import MAX_BLOCK_BYTES, GetMetadataResult
 
 from ._at_daemon import FAILURES
 from ._background import open_background
@@ -37,6 +37,13 @@ _DURING_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """What goes wrong once a file is open, and then has a part of what it should have."""
 
 _HEEDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class CutShort(ValueError):
+    """A file has become shorter while it was copied."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name!r} has become shorter while it was copied")
 
 
 class CopyRefused(ValueError):
@@ -76,10 +83,8 @@ class _Transfer(ABC):
                 nursery.start_soon(outage.watch)
                 try:
                     await self.copy(source, target, recursive)
-                except FAILURES as error:
-                    await self.fail(str(error))
-                except OSError as error:
-                    await self.fail(local_text(error))
+                except (*FAILURES, OSError) as error:
+                    await self.fail(error)
         await self.progress.clear()
         if self._stopped_by:
             await self.progress.complain(f"interrupted{self._left()}")
@@ -101,10 +106,10 @@ class _Transfer(ABC):
             return ""
         return f"; {self.progress.name!r} is incomplete: about {self.progress.so_far()}"
 
-    async def fail(self, reason: str) -> None:
+    async def fail(self, error: Exception) -> None:
         """Tell of something that is not copied, or not whole, and go on."""
         self.code = FAILED
-        await self.progress.complain(f"{reason}{self._left()}")
+        await self.progress.complain(f"{text_of_failure(error)}{self._left()}")
         self.progress.end()
 
     async def attempt(self, step: Callable[[], Awaitable[None]]) -> None:
@@ -113,24 +118,31 @@ class _Transfer(ABC):
             await step()
         except ConnectionLost:
             raise
-        except FAILURES as error:
-            await self.fail(str(error))
-        except OSError as error:
-            await self.fail(local_text(error))
+        except (*FAILURES, OSError) as error:
+            await self.fail(error)
         self.progress.end()
 
-    async def refuse_itself(self, local: bytes, source: bytes, target: bytes) -> None:
+    async def look(self, path: bytes) -> GetMetadataResult | None:
+        """What is there; None for nothing."""
+        try:
+            return await self.files.stat(path)
+        except FileNotFoundError:
+            return None
+
+    async def refuse_itself(self, local: bytes, source: bytes, target: bytes, is_directory: bool) -> None:
         """Refuse to copy something onto or into itself, as far as one can tell from this side.
 
         Args:
             local: the one of the two that is here.
             source: without symbolic links.
             target: the same.
+            is_directory: whether there may be something below the source.
 
         Raises:
             CopyRefused: the daemon sees the same paths as we do.
         """
-        if target != source and not target.startswith(source.rstrip(b"/") + b"/"):
+        is_below = is_directory and target.startswith(source.rstrip(b"/") + b"/")
+        if target != source and not is_below:
             return
         try:
             here = await trio.to_thread.run_sync(os.stat, local)
@@ -155,15 +167,19 @@ class _Transfer(ABC):
 
 class _Upload(_Transfer):
     async def copy(self, source: bytes, target: bytes, recursive: bool) -> None:
-        is_directory = await trio.to_thread.run_sync(os.path.isdir, source)
+        is_directory = stat.S_ISDIR((await trio.to_thread.run_sync(os.stat, source)).st_mode)
         if is_directory and not recursive:
             raise CopyRefused(f"{os.fsdecode(source)!r} is a directory; copy it with -r")
-        if await self._is_directory(target):
+        found = await self.look(target)
+        if found is not None and found.is_directory:
             target = os.path.join(target, name_of(source))
         elif target.endswith(b"/") and not is_directory:
             raise CopyRefused(f"there is no directory {remote_text(target)!r}")
+        elif found is not None and not (found.is_file or is_directory):
+            # Some servers would wait at a FIFO for ever.
+            raise CopyRefused(f"{remote_text(target)!r} is not a regular file")
         here = await trio.to_thread.run_sync(os.path.realpath, source)
-        await self.refuse_itself(here, here, await self.real_remote(target))
+        await self.refuse_itself(here, here, await self.real_remote(target), is_directory)
         if not is_directory:
             await self.attempt(lambda: self._file(source, target))
             return
@@ -176,47 +192,44 @@ class _Upload(_Transfer):
         try:
             entries = await trio.to_thread.run_sync(_scan, source)
         except OSError as error:
-            await self.fail(local_text(error))
+            await self.fail(error)
             return
         for entry in entries:
             there = os.path.join(target, entry.name)
 
             async def step(entry: os.DirEntry[bytes] = entry, there: bytes = there) -> None:
-                if entry.is_dir(follow_symlinks=False):
+                kind = await trio.to_thread.run_sync(_kind, entry)
+                if kind == "directory":
                     await self._make_directory(there)
                     directories.append((entry.path, there))
-                elif entry.is_file():
+                elif kind == "file":
                     await self._file(entry.path, there)
                 else:
-                    await self.fail(f"left out {os.fsdecode(entry.path)!r}: {_kind(entry)}")
+                    raise CopyRefused(f"left out {os.fsdecode(entry.path)!r}: {kind}")
 
             await self.attempt(step)
-
-    async def _is_directory(self, path: bytes) -> bool:
-        try:
-            return (await self.files.stat(path)).is_directory
-        except FileNotFoundError:
-            return False
 
     async def _make_directory(self, path: bytes) -> None:
         try:
             await _repeated(lambda: self.files.make_directory(path))
         except FileExistsError:
-            if not await self._is_directory(path):
+            found = await self.look(path)
+            if found is None or not found.is_directory:
                 raise
 
     async def _file(self, source: bytes, target: bytes) -> None:
-        async with opened(source, os.O_RDONLY) as fd:
-            size = os.fstat(fd).st_size
+        async with opened(source, os.O_RDONLY) as (fd, found):
+            size = found.st_size
+            mode = _new_mode(found.st_mode) if self.client.has("tsuperviseFileModes") else None
             if size <= SMALL_BYTES:
                 data = await trio.to_thread.run_sync(os.pread, fd, SMALL_BYTES + 1, 0)
                 # Else it has grown meanwhile.
                 if len(data) <= SMALL_BYTES:
-                    await self._small(target, data)
+                    await self._small(target, data, mode)
                     return
             for _ in range(RESTARTS):
                 try:
-                    await self._blocks(fd, target, size)
+                    await self._blocks(source, fd, target, size, mode)
                     return
                 except FileInterrupted:
                     await self.progress.complain(
@@ -225,21 +238,27 @@ class _Upload(_Transfer):
                     )
             raise FileInterrupted(os.fsdecode(target))
 
-    async def _small(self, target: bytes, data: bytes) -> None:
+    async def _small(self, target: bytes, data: bytes, mode: int | None) -> None:
         self.progress.begin(remote_text(target), len(data))
         try:
-            await _repeated(lambda: self.files.write_file(target, data))
+            await _repeated(lambda: self.files.write_file(target, data, unix_mode=mode))
+            await self.progress.reach(len(data))
         except FileError as error:
             if error.errno not in _DURING_WRITE:
                 self.progress.end()  # it was not even opened
             raise
 
-    async def _blocks(self, fd: int, target: bytes, size: int) -> None:
-        async with self.client.open_file(target, "replace") as file:
+    async def _blocks(self, source: bytes, fd: int, target: bytes, size: int, mode: int | None) -> None:
+        async with self.client.open_file(target, "replace", unix_mode=mode) as file:
             self.progress.begin(remote_text(target), size)
             while block := await trio.to_thread.run_sync(os.pread, fd, MAX_BLOCK_BYTES, file.position):
                 await file.write(block)
-                await self.progress.advance(len(block))
+                await self.progress.reach(file.acknowledged)
+            # Files of the kernel's claim a size that they do not have.
+            if file.position < size and (await trio.to_thread.run_sync(os.fstat, fd)).st_size < size:
+                await file.flush()  # what there was is there, too
+                await self.progress.reach(file.acknowledged)
+                raise CutShort(os.fsdecode(source))
 
 
 class _Download(_Transfer):
@@ -252,7 +271,8 @@ class _Download(_Transfer):
         elif target.endswith(b"/") and not found.is_directory:
             raise CopyRefused(f"there is no directory {os.fsdecode(target)!r}")
         there = os.fsencode(await self.files.canonicalize(source))
-        await self.refuse_itself(there, there, await trio.to_thread.run_sync(os.path.realpath, target))
+        here = await trio.to_thread.run_sync(os.path.realpath, target)
+        await self.refuse_itself(there, there, here, found.is_directory)
         if not found.is_directory:
             await self.attempt(lambda: self._file(source, target))
             return
@@ -265,7 +285,7 @@ class _Download(_Transfer):
         try:
             entries = await self.files.list_directory(source)
         except FileError as error:
-            await self.fail(str(error))
+            await self.fail(error)
             return
         for entry in entries:
             name = os.fsencode(entry.name)
@@ -284,19 +304,23 @@ class _Download(_Transfer):
                     await self._file(there, here)
                 else:
                     kind = "a symbolic link to a directory" if is_directory else "not a regular file"
-                    await self.fail(f"left out {remote_text(there)!r}: {kind}")
+                    raise CopyRefused(f"left out {remote_text(there)!r}: {kind}")
 
             await self.attempt(step)
 
     async def _file(self, source: bytes, target: bytes) -> None:
         async with (
             self.client.open_file(source) as file,
-            opened(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as fd,
+            opened(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _new_mode(file.unix_mode)) as (fd, _),
         ):
             self.progress.begin(os.fsdecode(target), file.size)
             async for block in file:
                 await trio.to_thread.run_sync(_write_all, fd, block)
-                await self.progress.advance(len(block))
+                await self.progress.reach(file.position)
+            if file.position < (file.size or 0):
+                now = await self.look(source)
+                if now is None or now.size < (file.size or 0):
+                    raise CutShort(remote_text(source))
 
 
 async def _repeated(step: Callable[[], Awaitable[None]]) -> None:
@@ -309,20 +333,35 @@ async def _repeated(step: Callable[[], Awaitable[None]]) -> None:
 
 
 @asynccontextmanager
-async def opened(path: bytes, flags: int) -> AsyncGenerator[int]:
-    """A regular file here, open for the time of a block; anything else might wait for ever.
+async def opened(path: bytes, flags: int, mode: int = 0o666) -> AsyncGenerator[tuple[int, os.stat_result]]:
+    """A regular file here, and what it is, open for the time of a block; `mode` is for one that is made.
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: it cannot be opened, or closed well.
         ValueError: it is no regular file.
     """
-    fd = await trio.to_thread.run_sync(os.open, path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    fd, found = await trio.to_thread.run_sync(_open_regular, path, flags, mode)
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise ValueError(f"{os.fsdecode(path)!r} is not a regular file")
-        yield fd
+        yield fd, found
     finally:
+        # Some file systems write only now, and tell only now that there was no room.
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(os.close, fd)
+
+
+def _new_mode(source_mode: int | None) -> int:
+    """Of a copy that is made: that of its source, if it is known. Its owner may write it, to go on after a cut."""
+    return 0o666 if source_mode is None else source_mode & 0o777 | 0o200
+
+
+def _open_regular(path: bytes, flags: int, mode: int) -> tuple[int, os.stat_result]:
+    # Anything else might wait for ever.
+    fd = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, mode)
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode):
         os.close(fd)
+        raise ValueError(f"{os.fsdecode(path)!r} is not a regular file")
+    return fd, found
 
 
 def name_of(path: bytes) -> bytes:
@@ -336,11 +375,17 @@ def remote_text(path: bytes) -> str:
     return f":{os.fsdecode(path)}"
 
 
-def local_text(error: OSError) -> str:
-    """What is wrong with a file here."""
-    name: object = error.filename
-    where = f"{os.fsdecode(name)!r}: " if isinstance(name, str | bytes) else ""
-    return f"{where}{error.strerror}"
+def text_of_failure(error: Exception) -> str:
+    """What is wrong, and on which side."""
+    match error:
+        case FileError(filename=name):
+            return f"{remote_text(os.fsencode(name))!r}: {error.strerror}"
+        case OSError(filename=str() | bytes() as name):
+            return f"{os.fsdecode(name)!r}: {error.strerror}"
+        case OSError(strerror=str() as text):
+            return text
+        case _:
+            return str(error)
 
 
 def _scan(path: bytes) -> list[os.DirEntry[bytes]]:
@@ -349,6 +394,11 @@ def _scan(path: bytes) -> list[os.DirEntry[bytes]]:
 
 
 def _kind(entry: os.DirEntry[bytes]) -> str:
+    """`directory` or `file`, where links to files are these; else in words what it is. May look at the disk."""
+    if entry.is_dir(follow_symlinks=False):
+        return "directory"
+    if entry.is_file():
+        return "file"
     if not entry.is_symlink():
         return "not a regular file"
     return "a symbolic link to a directory" if entry.is_dir() else "a symbolic link that leads to no file"

@@ -38,6 +38,7 @@ from ._disk import native_path, refuse_sandbox
 from ._file_trees import copy, remove
 from ._files import (
     MAX_LISTED_ENTRIES,
+    NEW_FILE_MODE,
     canonical,
     list_directory,
     make_directory,
@@ -86,15 +87,17 @@ def _read_large(path: bytes, follow: bool, head: bytes, tail: bytes) -> bytes:
 
 def _write_file(peer: Peer, params: WriteFileParams) -> Outcome:
     path = _path(peer, params, "path", params.path)
-    return _done(peer, partial(_write_decoded, path, params.data_base64, _or_true(params.follow_symlinks)))
+    unix_mode = NEW_FILE_MODE if params.unix_mode is None else params.unix_mode
+    follow = _or_true(params.follow_symlinks)
+    return _done(peer, partial(_write_decoded, path, params.data_base64, follow, unix_mode))
 
 
-def _write_decoded(path: bytes, text: str, follow: bool) -> None:
+def _write_decoded(path: bytes, text: str, follow: bool, unix_mode: int) -> None:
     try:
         data = decode_base64(text)
     except ValueError as error:
         raise RpcError(ErrorCode.INVALID_REQUEST, f"dataBase64: {error}") from None
-    write_file(path, data, follow=follow, check=_still_wanted)
+    write_file(path, data, follow=follow, unix_mode=unix_mode, check=_still_wanted)
 
 
 def _create_directory(peer: Peer, params: CreateDirectoryParams) -> Outcome:

@@ -43,6 +43,9 @@ Check = Callable[[], object]
 """Called between steps; raises when nobody wants the rest any more."""
 
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+NEW_FILE_MODE = 0o666
+"""Of a file that is made, unless another one is asked for; the umask is taken off."""
+
 _WRITE = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | os.O_CREAT
 _WAY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -141,8 +144,10 @@ def _read_full(fd: int, size: int) -> bytes:
     return bytes(parts)
 
 
-def write_file(path: bytes, data: bytes, *, follow: bool, check: Check) -> None:
+def write_file(path: bytes, data: bytes, *, follow: bool, unix_mode: int, check: Check) -> None:
     """Replace the content of a file, and make it if there is none. Its inode, mode and hard links stay.
+
+    `unix_mode` is for one that is made.
 
     Not atomic: what has been written when the disk is full, say, is in the file. But once it is emptied nobody is
     asked any more whether the rest is wanted.
@@ -150,7 +155,7 @@ def write_file(path: bytes, data: bytes, *, follow: bool, check: Check) -> None:
     check()
     with (
         way_to(path, follow=follow) as (dir_fd, name),
-        open_to_write(name, dir_fd, follow=follow) as fd,
+        open_to_write(name, dir_fd, follow=follow, mode=unix_mode) as fd,
     ):
         if stat.S_ISREG(os.fstat(fd).st_mode):
             os.ftruncate(fd, 0)
@@ -163,7 +168,7 @@ def write_file(path: bytes, data: bytes, *, follow: bool, check: Check) -> None:
 
 @contextmanager
 def open_to_write(
-    name: bytes, dir_fd: int | None, *, follow: bool = True, mode: int = 0o666
+    name: bytes, dir_fd: int | None, *, follow: bool = True, mode: int = NEW_FILE_MODE
 ) -> Generator[int]:
     """A file, with what is in it, open for the time of the block; that it cannot be closed well is an error, too.
 
@@ -309,6 +314,7 @@ def metadata(path: bytes, *, follow: bool) -> GetMetadataResult:
         size=found.st_size,
         created_at_ms=created_at_ms,
         modified_at_ms=max(0, found.st_mtime_ns // 1_000_000),
+        unix_mode=stat.S_IMODE(found.st_mode) & 0o777,
     )
 
 

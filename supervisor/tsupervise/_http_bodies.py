@@ -35,9 +35,9 @@ class HttpBodies:
         return body
 
     def close(self, body: HttpBody) -> None:
-        """Nobody wants the rest of it: what still comes is ignored."""
+        """Nobody wants the rest of it: what still comes is ignored, and whoever waits for it is told."""
         self._open.pop(body.request_id, None)
-        body.drop()
+        body.leave()
 
     def take(self, delta: BodyDeltaNotification) -> None:
         """Hand a piece to its body; of an unknown body it is ignored."""
@@ -103,6 +103,12 @@ class HttpBody:
         self.is_complete = True
         self._failure = reason
         self._changed.unpark_all()
+
+    def leave(self) -> None:
+        """Forget what waits, and let nobody wait for more."""
+        if self._pieces or not self.is_complete:
+            self.drop()
+            self.fail("its block was left")
 
     def drop(self) -> None:
         """Forget what waits."""

@@ -20,6 +20,7 @@ from tsupervise_protocol.messages import EmptyResult
 
 from ._disk import native_path, refuse_sandbox
 from ._disk_answers import made_when_room
+from ._files import NEW_FILE_MODE
 from ._rows import Outcome, Peer, Result, Row
 
 
@@ -29,7 +30,10 @@ def _open(peer: Peer, params: OpenParams) -> Outcome:
     path = native_path("path", params.path)
 
     async def run() -> OpenResult:
-        await peer.supervisor.disk.run(lambda: peer.files.open(params.handle_id, path, params.mode))
+        unix_mode = NEW_FILE_MODE if params.unix_mode is None else params.unix_mode
+        await peer.supervisor.disk.run(
+            lambda: peer.files.open(params.handle_id, path, params.mode, unix_mode)
+        )
         return OpenResult(handle_id=params.handle_id)
 
     return run()

@@ -41,8 +41,8 @@ class OpenFiles:
         """None while it is being opened."""
         self._ended = False
 
-    def open(self, handle_id: str, path: bytes, mode: OpenMode) -> None:
-        """Open a regular file.
+    def open(self, handle_id: str, path: bytes, mode: OpenMode, unix_mode: int) -> None:
+        """Open a regular file; `unix_mode` is for one that is made.
 
         Raises:
             OSError: the system refuses it.
@@ -50,7 +50,7 @@ class OpenFiles:
         """
         self._reserve(handle_id)
         try:
-            file = SharedFd(_open_regular(path, _FLAGS[mode]))
+            file = SharedFd(_open_regular(path, _FLAGS[mode], unix_mode))
         except BaseException:
             self._forget(handle_id, None)
             raise
@@ -148,14 +148,14 @@ class OpenFiles:
             raise
 
 
-def _open_regular(path: bytes, flags: int) -> int:
+def _open_regular(path: bytes, flags: int, unix_mode: int) -> int:
     refusal = RpcError(ErrorCode.INVALID_REQUEST, f"path `{shown(path)}` is not a file")
     with suppress(OSError):
         kind = os.stat(path).st_mode
         # A look first: to open a device may do something to it.
         if stat.S_ISCHR(kind) or stat.S_ISBLK(kind):
             raise refusal
-    fd = os.open(path, flags, 0o666)
+    fd = os.open(path, flags, unix_mode)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise refusal

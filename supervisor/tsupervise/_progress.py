@@ -47,12 +47,13 @@ class Progress:
         """That file is done."""
         self.name = None
 
-    async def advance(self, count: int) -> None:
-        """So many bytes more."""
-        self.done += count
+    async def reach(self, done: int) -> None:
+        """So many bytes are done by now."""
+        self.done = done
         now = trio.current_time()
         if self._is_shown and now - self._drawn >= DRAWN_EVERY_S:
-            self._drawn = now
+            # That nothing is done yet holds up no better news.
+            self._drawn = now if done else 0.0
             self._is_drawn = True
             await _write(_CLEAR + self._line(now - self._began).encode(errors="backslashreplace"))
 

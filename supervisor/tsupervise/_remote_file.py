@@ -97,7 +97,14 @@ class RemoteFile:
     """
 
     def __init__(
-        self, client: Client, writes: WritesInFlight, path: str, uri: str, mode: OpenMode, offset: int
+        self,
+        client: Client,
+        writes: WritesInFlight,
+        path: str,
+        uri: str,
+        mode: OpenMode,
+        offset: int,
+        unix_mode: int | None,
     ) -> None:
         self.path = path
         self.mode: OpenMode = mode
@@ -106,13 +113,14 @@ class RemoteFile:
         self._client = client
         self._writes = writes
         self._uri = uri
+        self._new_mode = unix_mode
         self._link: Link | None = None
         self._handle_id = ""
         self._was_open = False
         self._is_closed = False
         self._failure: Exception | None = None
         self._found: GetMetadataResult | None = None
-        self._written_end = 0
+        self._written_end = self._sent_end = 0
         self._at_end = False
         self._ahead: deque[tuple[int, Pending]] = deque()
         self._blocks: deque[_Block] = deque()
@@ -125,6 +133,16 @@ class RemoteFile:
     def size(self) -> int | None:
         """What is known of its size, in bytes: as it was opened for reading; None for writing."""
         return None if self._found is None else self._found.size
+
+    @property
+    def unix_mode(self) -> int | None:
+        """Who may do what with it, as it was opened for reading; None for writing, or if that is not told."""
+        return None if self._found is None else self._found.unix_mode
+
+    @property
+    def acknowledged(self) -> int:
+        """The end of what the server has acknowledged to be written, in bytes from the beginning."""
+        return self._written_end
 
     # --- reading -------------------------------------------------------------------------------------
 
@@ -210,6 +228,7 @@ class RemoteFile:
         for _, pending in self._ahead:
             if self._link is not None:
                 self._link.free(pending)
+            pending.done.set()  # somebody may wait for it, and looks again
         self._ahead.clear()
 
     # --- writing -------------------------------------------------------------------------------------
@@ -283,6 +302,7 @@ class RemoteFile:
                 handle_id=self._handle_id, offset=block.offset, chunk=encode_base64_str(block.data)
             )
             block.pending = link.begin("fs/writeBlock", params)
+            self._sent_end = max(self._sent_end, block.end)
             self._writes.add(block.pending)
 
     # --- the handle ----------------------------------------------------------------------------------
@@ -303,10 +323,13 @@ class RemoteFile:
             self._let_go()
 
     def _check(self, direction: str) -> None:
-        if self._is_closed:
-            raise trio.ClosedResourceError(f"{self.path!r} is closed")
         if (direction == "read") != (self.mode == "read"):
             raise io.UnsupportedOperation(f"{self.path!r} is open to {self.mode}, not to {direction}")
+        self._check_usable()
+
+    def _check_usable(self) -> None:
+        if self._is_closed:
+            raise trio.ClosedResourceError(f"{self.path!r} is closed")
         if self._failure is not None:
             raise self._failure
 
@@ -338,8 +361,7 @@ class RemoteFile:
     async def _opened(self) -> Link:
         """The connection in use, with the file open on it; there is no await between that and the end of this."""
         while True:
-            if self._failure is not None:
-                raise self._failure
+            self._check_usable()
             link = await self._client.ready()
             if link is self._link:
                 return link
@@ -369,11 +391,12 @@ class RemoteFile:
             # Before it is opened: whatever it is replaced by later has another time or size than this.
             self._found = await self._look(link)
         handle_id = str(next(_handle_ids))
-        params = OpenParams(handle_id=handle_id, path=self._uri, mode=mode)
+        params = OpenParams(handle_id=handle_id, path=self._uri, mode=mode, unix_mode=self._new_mode)
         try:
             await self._client.call_on(link, "fs/open", params)
             if self._was_open:
                 self._check_same(await self._look(link))
+            self._check_usable()
         except BaseException as error:
             # Whoever is cancelled does not know whether it was opened.
             if not isinstance(error, ServerRefused):
@@ -396,6 +419,9 @@ class RemoteFile:
             if now.size < self._written_end:
                 reason = f"{self._written_end} bytes were written, and it has {now.size}"
                 raise FileChanged(self.path, reason)
+            if self.mode == "replace" and now.size > self._sent_end:
+                reason = f"{self._sent_end} bytes were sent, and it has {now.size}"
+                raise FileChanged(self.path, reason)
             return
         before = self._found
         for name, old, new in (
@@ -413,7 +439,13 @@ async def _forget(link: Link, pending: Pending) -> None:
 
 @asynccontextmanager
 async def open_file(
-    client: Client, writes: WritesInFlight, path: str, uri: str, mode: OpenMode, offset: int
+    client: Client,
+    writes: WritesInFlight,
+    path: str,
+    uri: str,
+    mode: OpenMode,
+    offset: int,
+    unix_mode: int | None,
 ) -> AsyncGenerator[RemoteFile]:
     """The block of an open file; see `Client.open_file`."""
     if offset < 0:
@@ -422,10 +454,20 @@ async def open_file(
         client.require("fileWriteStreaming", "write a file in blocks")
     if mode == "update":
         client.require("tsuperviseFileUpdate", "write into a file that it does not empty first")
-    file = RemoteFile(client, writes, path, uri, mode, offset)
+    require_modes(client, unix_mode)
+    file = RemoteFile(client, writes, path, uri, mode, offset, unix_mode)
     try:
         await file.open()
         yield file
         await file.aclose()
     finally:
         file.abandon()
+
+
+def require_modes(client: Client, unix_mode: int | None) -> None:
+    """Raise what there is to be said against a mode of a new file."""
+    if unix_mode is None:
+        return
+    if not 0 <= unix_mode <= 0o777:
+        raise ValueError(f"unix_mode must be from 0 to 0o777, got {unix_mode:#o}")
+    client.require("tsuperviseFileModes", "make a file with a mode")

@@ -47,6 +47,7 @@ from tsupervise_protocol.path_uri import PathUriError, file_uri, parse_file_uri
 
 from ._missing_watch import MissingWatch
 from ._recovery import Disconnected
+from ._remote_file import require_modes
 from .errors import BadAnswer, FileError, ServerRefused, file_error
 
 if TYPE_CHECKING:
@@ -148,7 +149,12 @@ class RemoteFiles:
         return bytes(read)
 
     async def write_file(
-        self, path: Path, data: bytes | bytearray | memoryview, *, follow_symlinks: bool = True
+        self,
+        path: Path,
+        data: bytes | bytearray | memoryview,
+        *,
+        follow_symlinks: bool = True,
+        unix_mode: int | None = None,
     ) -> None:
         """Make `data` what is in a file; it is made if there is none, else it keeps its mode and its links.
 
@@ -158,19 +164,25 @@ class RemoteFiles:
             path: of the file.
             data: above 8 MiB it is written in blocks.
             follow_symlinks: as for `read_file`.
+            unix_mode: of a file that is made, 0 to 0o777; the daemon's umask is taken off. None for the usual one.
+
+        Raises:
+            NotSupported: there is a `unix_mode`, and the server has no `tsuperviseFileModes`.
         """
+        require_modes(self._client, unix_mode)
         view = memoryview(data).cast("B")
         if len(view) <= WHOLE_BYTES:
             params = WriteFileParams(
                 path=uri_of(path),
                 data_base64=encode_base64_str(bytes(view)),
                 follow_symlinks=_unless_default(follow_symlinks),
+                unix_mode=unix_mode,
             )
             await self._ask("fs/writeFile", params, path, EmptyResult)
         elif not follow_symlinks:
             raise _too_large(path)
         else:
-            async with self._client.open_file(path, "replace") as file:
+            async with self._client.open_file(path, "replace", unix_mode=unix_mode) as file:
                 await file.write(view)
 
     async def stat(self, path: Path, *, follow_symlinks: bool = True) -> GetMetadataResult:
@@ -209,7 +221,7 @@ class RemoteFiles:
         params = CopyParams(
             source_path=uri_of(source), destination_path=uri_of(destination), recursive=recursive
         )
-        await self._ask("fs/copy", params, source, EmptyResult)
+        await self._ask("fs/copy", params, source, EmptyResult, destination)
 
     async def remove(
         self, path: Path, *, recursive: bool = False, missing_ok: bool = False, follow_symlinks: bool = True
@@ -373,13 +385,15 @@ class RemoteFiles:
         assert isinstance(result, DiscoverResult), "the codec has seen to it"
         return result.roots
 
-    async def _ask(self, method: str, params: Message, path: Path, kind: type[R]) -> R:
+    async def _ask(
+        self, method: str, params: Message, path: Path, kind: type[R], path2: Path | None = None
+    ) -> R:
         try:
             result = await self._client.call(method, params)
         except ServerRefused as refusal:
             if refusal.code == ErrorCode.METHOD_NOT_FOUND:
                 raise
-            raise file_error(refusal, text_of(path)) from None
+            raise file_error(refusal, text_of(path), None if path2 is None else text_of(path2)) from None
         assert isinstance(result, kind), "the codec has seen to it"
         return result
 

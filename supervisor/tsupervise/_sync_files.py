@@ -57,10 +57,14 @@ class RemoteFiles:
         data: bytes | bytearray | memoryview,
         *,
         follow_symlinks: bool = True,
+        unix_mode: int | None = None,
         timeout: float | None = None,
     ) -> None:
         """Make `data` what is in a file."""
-        self._loop.call(lambda: self._files.write_file(path, data, follow_symlinks=follow_symlinks), timeout)
+        self._loop.call(
+            lambda: self._files.write_file(path, data, follow_symlinks=follow_symlinks, unix_mode=unix_mode),
+            timeout,
+        )
 
     def stat(
         self, path: Path, *, follow_symlinks: bool = True, timeout: float | None = None
@@ -209,6 +213,16 @@ class RemoteFile:
     def size(self) -> int | None:
         """As it was opened for reading, in bytes; None for writing."""
         return self._file.size
+
+    @property
+    def unix_mode(self) -> int | None:
+        """Who may read, write and execute it, as it was opened for reading; None if that is not told."""
+        return self._file.unix_mode
+
+    @property
+    def acknowledged(self) -> int:
+        """The end of what the server has acknowledged to be written, in bytes from the beginning."""
+        return self._file.acknowledged
 
     def __iter__(self) -> Self:
         return self

@@ -905,9 +905,10 @@ def cp(daemon: _Daemon, recursive: bool, source: str, target: str) -> None:
     A path there is written with a colon in front, `:/srv/data`; one of the two must be. A local name that begins
     with a colon is written ./:name.
 
-    If TARGET is a directory, the copy is put into it. A file that is there is overwritten and keeps its mode; a
-    new one gets the usual mode, for modes cannot be told. A symbolic link is copied as the file that it leads to;
-    in a directory, links to directories and whatever is no regular file are left out, and told.
+    If TARGET is a directory, the copy is put into it. A file that is there is overwritten and keeps its mode;
+    a new one gets that of its source, as far as the umask lets it and the daemon can tell, and its owner may
+    write it. A symbolic link is copied as the file that it leads to; in a directory, links to directories and
+    whatever is no regular file are left out, and told.
 
     After a lost connection it goes on where it was. What is incomplete when it fails, or is interrupted, is told.
     """

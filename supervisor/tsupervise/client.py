@@ -479,7 +479,7 @@ class Client:
     # --- files and HTTP ------------------------------------------------------------------------------
 
     def open_file(
-        self, path: Path, mode: OpenMode = "read", *, offset: int = 0
+        self, path: Path, mode: OpenMode = "read", *, offset: int = 0, unix_mode: int | None = None
     ) -> AbstractAsyncContextManager[RemoteFile]:
         """Open a file at the server for the time of a block, to read or write it in blocks of 1 MiB.
 
@@ -491,12 +491,13 @@ class Client:
             mode: `read`; `replace` to write it anew: it is made, or emptied at once, and keeps its mode and its
                 links; `update` to write into it and keep what is not written over.
             offset: where reading or writing begins, in bytes.
+            unix_mode: of a file that is made, 0 to 0o777; the daemon's umask is taken off. None for the usual one.
 
         Raises:
             FileError: the server cannot open it; FileNotFoundError and the like where the cause has one.
-            NotSupported: it cannot be written in that mode there.
+            NotSupported: it cannot be written in that mode, or made with one, there.
         """
-        return open_file(self, self._writes, text_of(path), uri_of(path), mode, offset)
+        return open_file(self, self._writes, text_of(path), uri_of(path), mode, offset, unix_mode)
 
     def http_request(
         self,

@@ -206,17 +206,20 @@ class FileError(ServerRefused, OSError):
     Args:
         refusal: what the server says.
         path: of the file there.
+        path2: where it is copied to; `filename2`.
     """
 
-    def __init__(self, refusal: ServerRefused, path: str) -> None:
+    def __init__(self, refusal: ServerRefused, path: str, path2: str | None = None) -> None:
         super().__init__(refusal.method, refusal.code, refusal.message)
         self.errno = errno_of(refusal)
-        self.strerror = refusal.message
+        # Some servers name the path in their text, which with two of them tells which is meant.
+        self.strerror = refusal.message if path2 else refusal.message.removesuffix(f": {path}")
         self.filename = path
+        self.filename2 = path2
 
     def __str__(self) -> str:
-        # Some servers name the path in their text.
-        return f"{self.filename!r}: {self.message.removesuffix(f': {self.filename}')}"
+        target = "" if self.filename2 is None else f" -> {self.filename2!r}"
+        return f"{self.filename!r}{target}: {self.strerror}"
 
 
 class RemoteFileNotFound(FileError, FileNotFoundError):
@@ -259,13 +262,14 @@ def errno_of(refusal: ServerRefused) -> int | None:
     return errno.ENOENT if refusal.code == ErrorCode.NOT_FOUND else None
 
 
-def file_error(refusal: ServerRefused, path: str) -> FileError:
+def file_error(refusal: ServerRefused, path: str, path2: str | None = None) -> FileError:
     """The error for a refused call that is about a file.
 
     Args:
         path: of the file at the server, for the text.
+        path2: where it is copied to.
     """
-    return _FILE_ERRORS.get(errno_of(refusal), FileError)(refusal, path)
+    return _FILE_ERRORS.get(errno_of(refusal), FileError)(refusal, path, path2)
 
 
 class FileChanged(TsuperviseError):

@@ -169,10 +169,18 @@ class Client:
         )
 
     def open_file(
-        self, path: Path, mode: OpenMode = "read", *, offset: int = 0, timeout: float | None = None
+        self,
+        path: Path,
+        mode: OpenMode = "read",
+        *,
+        offset: int = 0,
+        unix_mode: int | None = None,
+        timeout: float | None = None,
     ) -> FileBlock:
         """Open a file for the `with` block, see `tsupervise.Client.open_file`; `timeout` is for the opening."""
-        held = self._loop.hold(lambda: self._client.open_file(path, mode, offset=offset), timeout)
+        held = self._loop.hold(
+            lambda: self._client.open_file(path, mode, offset=offset, unix_mode=unix_mode), timeout
+        )
         return FileBlock(self._loop, held)
 
     def http_request(
