@@ -238,10 +238,10 @@ def test_a_file_that_was_emptied_is_written_whole(tmp_path: Path) -> None:
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        write_file(os.fsencode(file), data, follow=True, check=gone)
+        write_file(os.fsencode(file), data, unix_mode=0o666, follow=True, check=gone)
     assert file.read_bytes() == b"before"
     gone_by_then = Meanwhile(lambda: file.stat().st_size == 0, gone)
-    write_file(os.fsencode(file), data, follow=True, check=gone_by_then)
+    write_file(os.fsencode(file), data, unix_mode=0o666, follow=True, check=gone_by_then)
     assert file.read_bytes() == data
 
 
