@@ -447,7 +447,7 @@ async def test_secrets_of_requests_are_in_no_log_and_in_no_error(tmp_path: Path)
     texts: list[str] = []
     with running(start_daemon("ours", "--log-level", "debug", env=environment, stderr=log)) as daemon:
         async with upstream(answering(routes)) as server, connect(daemon.url) as peer:
-            plain = server.url().replace("127", f"{CANARY}:{CANARY}@127")
+            plain = f"http://{CANARY}:{CANARY}@127.0.0.1:{server.port}/"
             header = {"name": "authorization", "value": CANARY}
             assert (await call(peer, f"{plain}ok?canary", "POST", headers=[header], body=b"canary")).ok()
             refused: list[tuple[str, dict[str, Any]]] = [
