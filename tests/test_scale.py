@@ -85,6 +85,16 @@ def level_of(pid: int) -> Level:
     return Level(open_descriptors(pid), threads(pid), len(children_of(pid)), resident_kib(pid))
 
 
+async def settled(pid: int) -> Level:
+    """What a daemon holds at rest: the last descriptors of a process go a moment after its `closed` was sent."""
+    levels = [level_of(pid)]
+    with trio.fail_after(PATIENCE_S):
+        while len(levels) < 5 or len({level.without_memory for level in levels[-5:]}) > 1:
+            await trio.sleep(0.01)
+            levels.append(level_of(pid))
+    return levels[-1]
+
+
 async def listed(peer: Peer) -> list[dict[str, Any]]:
     """The entries of all processes of the session, in order of their start."""
     return (await peer.request("process/list", {})).ok()["processes"]
@@ -147,7 +157,7 @@ async def test_300_processes_are_ended_by_300_pipelined_requests(long_profile: b
         server = listening_pid(daemon)
         async with connect(daemon.url) as peer:
             await one_shots(peer, range(len(kinds)), "true")
-            before = level_of(server)
+            before = await settled(server)
             began = time.perf_counter()
             for number in range(count):
                 argv, fields = kinds[number % len(kinds)]
@@ -198,7 +208,7 @@ async def test_what_a_closed_process_costs_while_it_can_be_read(long_profile: bo
         server = listening_pid(daemon)
         async with connect(daemon.url) as peer:
             await one_shots(peer, range(100), "echo", "hello")
-            before = level_of(server)
+            before = await settled(server)
             with trio.fail_after(LONG_PATIENCE_S):
                 await one_shots(peer, range(100, 100 + count), "echo", "hello")
             after = level_of(server)
@@ -304,7 +314,7 @@ async def test_refused_starts_leave_nothing(long_profile: bool, tmp_path: Path) 
         server = listening_pid(daemon)
         async with connect(daemon.url) as peer:
             await one_shots(peer, range(10), "true")
-            before = level_of(server)
+            before = await settled(server)
             for number in range(rounds):
                 for fields in PIPES_AND_TTY:
                     for argv, more, os_error in refusals:
@@ -324,7 +334,7 @@ async def test_a_start_without_descriptors_left_leaves_nothing() -> None:
         server = listening_pid(daemon)
         async with connect(daemon.url) as peer:
             await one_shots(peer, range(10), "true")
-            before = level_of(server)
+            before = await settled(server)
             for fields in PIPES_AND_TTY:
                 refused: list[int] = []
                 for room in range(12):
@@ -352,7 +362,7 @@ async def test_connections_beyond_the_descriptors_wait_and_harm_nobody(tmp_path:
         server = listening_pid(daemon)
         async with connect(daemon.url) as witness:
             await one_shots(witness, range(10), "true")
-            before = level_of(server)
+            before = await settled(server)
             with soft_limit(server, resource.RLIMIT_NOFILE, limit_with_room_for(server, 20)):
                 crowd = [await dial(daemon) for _ in range(60)]
                 await until(lambda: open_descriptors(server) == before.descriptors + 20)
@@ -392,7 +402,7 @@ async def test_starts_beyond_the_users_processes_are_refused(tmp_path: Path) -> 
             while (await peer.start(f"live{len(live)}", "sleep", marker)).error is None:
                 live.append(f"live{len(live)}")
             assert 1 < len(live) < 8
-            before = level_of(server)
+            before = await settled(server)
             for fields in PIPES_AND_TTY * 10:
                 answer = await peer.start("p", "true", **fields)
                 assert answer.code == INTERNAL_ERROR
@@ -418,7 +428,7 @@ async def test_a_storm_of_disconnects_leaves_no_session(long_profile: bool, tmp_
         server = listening_pid(daemon)
         async with connect(daemon.url) as witness:
             await one_shots(witness, range(10), "true")
-            before = level_of(server)
+            before = await settled(server)
             session_ids: list[str] = []
 
             async def come_and_go(number: int) -> None:
