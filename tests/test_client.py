@@ -35,6 +35,7 @@ from tsupervise import (
     connect,
 )
 from tsupervise.client import MAX_CALLS
+from tsupervise_protocol.errors import ErrorCode
 from tsupervise_protocol.messages import ReadParams
 
 PATIENCE_S = 20.0
@@ -214,10 +215,18 @@ async def test_a_session_can_be_resumed(daemon: Daemon) -> None:
     async with connected(daemon) as client:
         session_id = client.session_id
         await client.start(["sh", "-c", "echo kept"], process_id="p")
-    async with connected(daemon, resume_session_id=session_id) as client:
-        assert client.session_id == session_id
-        answer = await client.call("process/read", ReadParams(process_id="p", wait_ms=10_000))
-        assert [chunk.chunk for chunk in answer.chunks] == ["a2VwdAo="]
+    read = False
+    while not read:
+        try:
+            async with connected(daemon, resume_session_id=session_id) as client:
+                assert client.session_id == session_id
+                answer = await client.call("process/read", ReadParams(process_id="p", wait_ms=10_000))
+                assert [chunk.chunk for chunk in answer.chunks] == ["a2VwdAo="]
+                read = True
+        except ServerRefused as refusal:
+            # A server may let go of the session a moment after the end of its connection, and says so.
+            assert refusal.code == ErrorCode.SESSION_ATTACHED  # noqa: PT017 - not every time
+            await trio.sleep(0.05)
 
 
 async def test_an_unknown_session_is_refused(daemon: Daemon) -> None:
